@@ -1,0 +1,180 @@
+//! The accept loop. Every connection has a deadline for its headers, a bounded buffer and
+//! a place among a bounded number; until the services are built, a small answer stands in
+//! for them, and requests for streams wait.
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::ConnectInfo,
+    response::{IntoResponse as _, Response},
+};
+use http::Request;
+use hyper::body::Incoming;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto::Builder, graceful::GracefulShutdown},
+};
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Notify, Semaphore},
+    time::Instant,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt as _;
+
+use crate::{
+    error::Error,
+    handlers::{
+        context::{self, Context},
+        reply::Data,
+    },
+};
+
+/// Connections at once; more wait in the backlog.
+const CONNECTIONS: usize = 8192;
+const HEADER_TIMEOUT: Duration = Duration::from_secs(20);
+const BUFFER: usize = 32 << 10;
+/// How long a request for a stream waits for the start to finish.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The door to the outside. Cheap to clone.
+#[derive(Clone)]
+pub struct Front {
+    state: Arc<State>,
+}
+
+struct State {
+    router: OnceLock<Router>,
+    opened: Notify,
+    /// No more connections.
+    closed: CancellationToken,
+    done: CancellationToken,
+    deadline: OnceLock<Instant>,
+}
+
+impl Front {
+    pub fn start(listener: TcpListener, tasks: &TaskTracker) -> Self {
+        let state = State {
+            router: OnceLock::new(),
+            opened: Notify::new(),
+            closed: CancellationToken::new(),
+            done: CancellationToken::new(),
+            deadline: OnceLock::new(),
+        };
+        let front = Self { state: Arc::new(state) };
+        tasks.spawn(front.clone().accept(listener, tasks.clone()));
+        front
+    }
+
+    /// From now on requests are answered by `router`.
+    pub fn open(&self, router: Router) {
+        let _once = self.state.router.set(router);
+        self.state.opened.notify_waiters();
+    }
+
+    /// Takes no more connections, and lets those there are finish what is under way.
+    pub async fn close(&self, deadline: Instant) {
+        let _once = self.state.deadline.set(deadline);
+        self.state.closed.cancel();
+        self.state.done.cancelled().await;
+    }
+
+    async fn accept(self, listener: TcpListener, tasks: TaskTracker) {
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let graceful = GracefulShutdown::new();
+        let mut builder = Builder::new(TokioExecutor::new());
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(BUFFER);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .keep_alive_interval(Duration::from_secs(30))
+            .max_concurrent_streams(256);
+        loop {
+            let accepted = tokio::select! {
+                () = self.state.closed.cancelled() => break,
+                accepted = next(&listener, &places) => accepted,
+            };
+            let (stream, peer, place) = accepted;
+            let front = self.clone();
+            let service =
+                hyper::service::service_fn(move |request: Request<Incoming>| front.clone().answer(request, peer));
+            let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
+            let watched = graceful.watch(connection);
+            tasks.spawn(async move {
+                if let Err(error) = watched.await {
+                    tracing::trace!(error, "a connection ended badly");
+                }
+                drop(place);
+            });
+        }
+        drop(listener);
+        let deadline = self.state.deadline.get().copied().unwrap_or_else(Instant::now);
+        let _late = tokio::time::timeout_at(deadline, graceful.shutdown()).await;
+        self.state.done.cancel();
+    }
+
+    async fn answer(self, request: Request<Incoming>, peer: SocketAddr) -> Result<Response, Infallible> {
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(ConnectInfo(peer));
+        if self.state.router.get().is_none() {
+            self.wait_to_open(request.uri().path()).await;
+        }
+        match self.state.router.get() {
+            Some(router) => router.clone().oneshot(request).await,
+            None => Ok(starting(request.uri().path() == "/health/live").await),
+        }
+    }
+
+    /// A browser would not come back to a stream after a 503.
+    async fn wait_to_open(&self, path: &str) {
+        if !path.ends_with("/events") {
+            return;
+        }
+        let opened = self.state.opened.notified();
+        if self.state.router.get().is_none() {
+            let _late = tokio::time::timeout(PATIENCE, opened).await;
+        }
+    }
+}
+
+async fn next(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> (TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit) {
+    let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let _unsupported = stream.set_nodelay(true);
+                let _unsupported = setsockopt(&stream, sockopt::KeepAlive, &true);
+                let _unsupported = setsockopt(&stream, sockopt::TcpKeepIdle, &60);
+                return (stream, peer, place);
+            }
+            Err(error) => {
+                // Out of file descriptors, most likely: they come back.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// What is answered while the program starts.
+async fn starting(live: bool) -> Response {
+    let context = Context { request_id: uuid::Uuid::now_v7().to_string().into(), native: false, client: None };
+    context::within(context, async move {
+        if live {
+            return Data(serde_json::json!({"status": "ok"})).into_response();
+        }
+        Error::unavailable("the server", "it is starting").into_response()
+    })
+    .await
+}

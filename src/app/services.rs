@@ -1,0 +1,275 @@
+//! The services, each made of those below it.
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
+
+use axum::Router;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{Why, base_url};
+use crate::{
+    config::Config,
+    data_dir::DataDir,
+    database::Db,
+    domain::clock::Clock,
+    forge::EmbeddedHost,
+    handlers::{self, guard::Door},
+    metrics::Metrics,
+    queue::{Lease, Perform, Queue, Worker},
+    router,
+    runtime::{self, LocalOptions},
+    services::{
+        checkouts::Checkouts,
+        commands::{self, Commands, Quotas},
+        deletion::{self, Deletion},
+        following::Following,
+        git_access::GitAccess,
+        health::Health,
+        keys::Keys,
+        limits::Limits,
+        output::Outputs,
+        projects::{self, Projects, Site},
+        receipts::Receipts,
+        sessions::{self, Sessions},
+        tickets::Tickets,
+        upkeep::Upkeep,
+        watching::Watching,
+        workspaces::Workspaces,
+    },
+    store,
+    streams::{
+        Hub, Streams, Writer,
+        notify::{self, Outbox},
+    },
+    workers::{self, CheckoutExpiry, Chore, KeyUpkeep, Retention, SessionExpiry},
+};
+
+/// What the services are made of.
+pub struct Ingredients<'a> {
+    pub config: &'a Config,
+    pub clock: Clock,
+    pub exe: PathBuf,
+    pub data_dir: DataDir,
+    pub address: SocketAddr,
+    pub db: Db,
+    pub lease: Lease,
+    pub stop: CancellationToken,
+}
+
+/// What the app needs of them.
+pub struct Built {
+    pub router: Router,
+    pub keys: Keys,
+    pub projects: Projects,
+    pub commands: Commands,
+    pub queue: Queue,
+    pub forge: EmbeddedHost,
+    pub health: Health,
+    pub data_dir: DataDir,
+    pub requests: TaskTracker,
+    clock: Clock,
+    metrics: Metrics,
+    db: Db,
+    hub: Hub,
+    outbox: Outbox,
+    performers: Vec<Arc<dyn Perform>>,
+    chores: Vec<Arc<dyn Chore>>,
+}
+
+/// Wires everything.
+///
+/// # Errors
+/// One clear line.
+pub async fn build(given: Ingredients<'_>, background: &TaskTracker) -> Result<Built, Why> {
+    let Ingredients { config, clock, exe, data_dir, address, db, lease, stop } = given;
+    let metrics = Metrics::new();
+    let queue = Queue::new(db.clone(), lease);
+    let outbox = Outbox::default();
+    let hub = Hub::new(outbox.clone());
+    let (writer, writing) = Writer::new(db.clone(), hub.clone());
+    background.spawn(writing);
+    let streams = Streams::new(db.clone(), hub.clone(), writer);
+    let place = runtime::open(LocalOptions {
+        data_dir: data_dir.clone(),
+        exe: exe.clone(),
+        sandbox: config.sandbox,
+        path: config.path.clone(),
+        home: config.home.clone(),
+        command_env: config.command_env.clone(),
+        kill_grace: config.kill_grace,
+        output_limit: config.output_limit,
+    })
+    .map_err(|error| Why::Failed(format!("RDEV_LOCAL_SANDBOX: {error}")))?;
+    let forge = EmbeddedHost::open(data_dir.git(), exe).await.map_err(|error| Why::Failed(error.to_string()))?;
+    let site = site(config, address);
+    let workspaces = Workspaces::new(place.clone());
+    let keys = Keys::new(db.clone(), clock.clone(), queue.clone(), config.admin_key.clone());
+    let projects = Projects::new(projects::Parts {
+        db: db.clone(),
+        clock: clock.clone(),
+        queue: queue.clone(),
+        streams: streams.clone(),
+        forge: forge.clone(),
+        workspaces: workspaces.clone(),
+        site: site.clone(),
+        import_root: config.import_root.clone(),
+    });
+    let access = GitAccess::new(db.clone(), clock.clone(), keys.clone(), &forge);
+    let checkouts =
+        Checkouts::new(db.clone(), clock.clone(), queue.clone(), streams.clone(), forge.clone(), projects.clone());
+    let following =
+        Following::new(db.clone(), clock.clone(), queue.clone(), streams.clone(), place.clone(), metrics.clone());
+    let commands = Commands::new(commands::Parts {
+        db: db.clone(),
+        clock: clock.clone(),
+        queue: queue.clone(),
+        streams: streams.clone(),
+        runtime: place.clone(),
+        following: following.clone(),
+        quotas: Quotas { project: config.commands_per_project, session: config.commands_per_session },
+        kill_grace: config.kill_grace,
+    });
+    let own_ports = std::iter::once(address.port()).chain(config.metrics_listen.map(|at| at.port())).collect();
+    let sessions = Sessions::new(sessions::Parts {
+        db: db.clone(),
+        clock: clock.clone(),
+        queue: queue.clone(),
+        streams: streams.clone(),
+        checkouts: checkouts.clone(),
+        commands: commands.clone(),
+        workspaces: workspaces.clone(),
+        preview_domain: preview_domain(config, &site),
+        site,
+        own_ports,
+    });
+    let deletion = Deletion::new(deletion::Parts {
+        db: db.clone(),
+        clock: clock.clone(),
+        queue: queue.clone(),
+        streams: streams.clone(),
+        forge: forge.clone(),
+        projects: projects.clone(),
+        workspaces,
+        checkouts: checkouts.clone(),
+        commands: commands.clone(),
+        sessions: sessions.clone(),
+        metrics: metrics.clone(),
+    });
+    let health = Health::new(db.clone(), place, metrics.clone());
+    let limits = Limits::new(clock.clone(), config.rate_limit, config.auth_failure_limit, config.streams_per_key);
+    let tickets = Tickets::new(ticket_secret(&db).await?, clock.clone());
+    let requests = TaskTracker::new();
+    let door = Arc::new(Door {
+        keys: keys.clone(),
+        limits: limits.clone(),
+        projects: projects.clone(),
+        receipts: Receipts::new(db.clone(), queue.clone()),
+        tickets: tickets.clone(),
+        metrics: metrics.clone(),
+        requests: requests.clone(),
+    });
+    let watching = Watching::new(db.clone(), streams, keys.clone(), limits, metrics.clone(), stop);
+    let upkeep = Upkeep::new(db.clone(), clock.clone(), forge.clone(), config.output_retention);
+    let min_expires_in = config.min_expires_in;
+    let router = router::build(
+        router::Services {
+            keys: keys.clone(),
+            projects: handlers::projects::Service { projects: projects.clone(), deletion: deletion.clone() },
+            commands: commands.clone(),
+            checkouts: handlers::checkouts::Service {
+                checkouts: checkouts.clone(),
+                sessions: sessions.clone(),
+                min_expires_in,
+            },
+            sessions: handlers::sessions::Service {
+                sessions: sessions.clone(),
+                checkouts: checkouts.clone(),
+                commands: commands.clone(),
+                min_expires_in,
+            },
+            streams: handlers::streams::Service {
+                watching,
+                commands: commands.clone(),
+                sessions: sessions.clone(),
+                outputs: Outputs::new(db.clone()),
+            },
+            tickets: handlers::tickets::Service {
+                tickets,
+                projects: projects.clone(),
+                sessions: sessions.clone(),
+                clock: clock.clone(),
+            },
+            git: handlers::git::Service { access, forge: forge.clone(), door: door.clone() },
+            ops: handlers::ops::Service {
+                health: health.clone(),
+                document: Arc::new(OnceLock::new()),
+                serve_metrics: config.metrics_listen.is_none(),
+            },
+            door,
+        },
+        config.trusted_proxies.clone(),
+        &config.cors_origins,
+    );
+    let performers: Vec<Arc<dyn Perform>> = vec![Arc::new(following), Arc::new(sessions.clone()), Arc::new(deletion)];
+    let chores: Vec<Arc<dyn Chore>> = vec![
+        Arc::new(CheckoutExpiry(checkouts)),
+        Arc::new(SessionExpiry(sessions)),
+        Arc::new(KeyUpkeep(keys.clone())),
+        Arc::new(Retention(upkeep)),
+    ];
+    Ok(Built {
+        router,
+        keys,
+        projects,
+        commands,
+        queue,
+        forge,
+        health,
+        data_dir,
+        requests,
+        clock,
+        metrics,
+        db,
+        hub,
+        outbox,
+        performers,
+        chores,
+    })
+}
+
+impl Built {
+    /// Starts what works in the background.
+    pub fn start(&self, background: &TaskTracker, stop: &CancellationToken) {
+        let me = self.queue.process();
+        background.spawn(notify::tell_others(self.db.clone(), self.outbox.clone(), me, stop.clone()));
+        background.spawn(notify::hear_others(self.db.clone(), self.hub.clone(), me, stop.clone()));
+        background.spawn(notify::look(self.db.clone(), self.hub.clone(), stop.clone()));
+        let worker = Worker::new(self.queue.clone(), self.performers.clone());
+        background.spawn(worker.run(stop.clone()));
+        workers::start(self.chores.clone(), &self.clock, &self.metrics, background, stop);
+    }
+}
+
+/// The same secret in all processes on a database.
+async fn ticket_secret(db: &Db) -> Result<[u8; 32], Why> {
+    let fresh: [u8; 32] = rand::random();
+    let kept = async { store::settings::get_or_insert(&mut db.conn().await?, "ticket_secret", &fresh).await };
+    let kept = kept.await.map_err(|error| Why::Failed(format!("the database could not be used: {error}")))?;
+    kept.try_into()
+        .map_err(|_| Why::Failed("the setting ticket_secret in the database is damaged: delete that row".into()))
+}
+
+fn site(config: &Config, address: SocketAddr) -> Site {
+    let local = base_url(address);
+    Site { public: config.public_url.clone().unwrap_or_else(|| local.clone()), local }
+}
+
+/// `localhost` where clients are on this machine: browsers resolve names below it by themselves.
+fn preview_domain(config: &Config, site: &Site) -> Option<String> {
+    let host = site.public.split_once("://").map_or("", |(_, rest)| rest);
+    let on_loopback = host.starts_with("127.") || host.starts_with("localhost") || host.starts_with("[::1]");
+    config.preview_domain.clone().or_else(|| on_loopback.then(|| "localhost".to_owned()))
+}

@@ -1,0 +1,232 @@
+//! The settings as the program uses them. Parsing happens once, here; an error names the variable.
+
+use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+
+use ipnet::IpNet;
+
+use super::settings::Settings;
+use crate::domain::{api_key::ApiKey, durations, sizes};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EmbeddedOrUrl {
+    Embedded { bin_dir: Option<PathBuf> },
+    Url(String),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopCommands {
+    Keep,
+    End,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SandboxChoice {
+    Auto,
+    Bwrap,
+    Landlock,
+    None,
+}
+
+/// Everything that the parts of the program that exist need to know.
+#[derive(Clone)]
+pub struct Config {
+    pub database: EmbeddedOrUrl,
+    pub listen: String,
+    pub public_url: Option<String>,
+    pub data_dir: PathBuf,
+    pub admin_key: Option<ApiKey>,
+    pub rate_limit: u32,
+    pub auth_failure_limit: u32,
+    pub trusted_proxies: Vec<IpNet>,
+    pub commands_per_project: i64,
+    pub commands_per_session: i64,
+    pub streams_per_key: i64,
+    pub output_limit: u64,
+    pub output_retention: Duration,
+    pub kill_grace: Duration,
+    pub drain: Duration,
+    pub stop_commands: StopCommands,
+    pub min_expires_in: Duration,
+    pub preview_domain: Option<String>,
+    pub import_root: Option<PathBuf>,
+    pub command_env: Vec<(String, String)>,
+    pub cors_origins: Vec<String>,
+    pub sandbox: SandboxChoice,
+    pub metrics_listen: Option<SocketAddr>,
+    pub auto_migrate: bool,
+    pub workers: u32,
+    pub log: String,
+    pub log_json: Option<bool>,
+    /// Where the server's programs are found, and the home that toolchains may lie under.
+    pub path: String,
+    pub home: Option<PathBuf>,
+}
+
+impl Config {
+    /// # Errors
+    /// One line that names the variable and says what would do.
+    pub fn parse(settings: &Settings) -> Result<Self, String> {
+        let s = Source(settings);
+        check_later_parts(&s)?;
+        Ok(Self {
+            database: database(&s)?,
+            listen: s.parsed("RDEV_LISTEN", "an address such as 127.0.0.1:8080", listen_address)?,
+            public_url: s.optional("RDEV_PUBLIC_URL", "an http:// or https:// URL", base_url)?,
+            data_dir: PathBuf::from(s.text("RDEV_DATA_DIR")),
+            admin_key: s.optional("RDEV_ADMIN_KEY", "a key as `rdev keys create` makes them", |t| ApiKey::parse(t))?,
+            rate_limit: s.number("RDEV_RATE_LIMIT")?,
+            auth_failure_limit: s.number("RDEV_AUTH_FAILURE_LIMIT")?,
+            trusted_proxies: s.list("RDEV_TRUSTED_PROXIES", "CIDRs such as 10.0.0.0/8, comma-separated", cidr)?,
+            commands_per_project: s.number::<u32>("RDEV_COMMANDS_PER_PROJECT")?.into(),
+            commands_per_session: s.number::<u32>("RDEV_COMMANDS_PER_SESSION")?.into(),
+            streams_per_key: s.number::<u32>("RDEV_STREAMS_PER_KEY")?.into(),
+            output_limit: s.parsed("RDEV_OUTPUT_LIMIT", "a size such as 64MiB", |t| sizes::parse_bytes(t).ok())?,
+            output_retention: s.duration("RDEV_OUTPUT_RETENTION")?,
+            kill_grace: s.duration("RDEV_KILL_GRACE")?,
+            drain: s.duration("RDEV_DRAIN")?,
+            stop_commands: s.parsed("RDEV_STOP_COMMANDS", "keep or end", |t| match t {
+                "keep" => Some(StopCommands::Keep),
+                "end" => Some(StopCommands::End),
+                _ => None,
+            })?,
+            min_expires_in: s.duration("RDEV_MIN_EXPIRES_IN")?,
+            preview_domain: s.optional("RDEV_PREVIEW_DOMAIN", "a domain such as preview.example.com", domain_name)?,
+            import_root: s.optional("RDEV_IMPORT_ROOT", "a folder", |t| Some(PathBuf::from(t)))?,
+            command_env: command_env(&s),
+            cors_origins: s.list(
+                "RDEV_CORS_ORIGINS",
+                "origins such as https://app.example.com, comma-separated",
+                origin,
+            )?,
+            sandbox: s.parsed("RDEV_LOCAL_SANDBOX", "auto, bwrap, landlock or none", |t| match t {
+                "auto" => Some(SandboxChoice::Auto),
+                "bwrap" => Some(SandboxChoice::Bwrap),
+                "landlock" => Some(SandboxChoice::Landlock),
+                "none" => Some(SandboxChoice::None),
+                _ => None,
+            })?,
+            metrics_listen: s
+                .optional("RDEV_METRICS_LISTEN", "an address such as 127.0.0.1:9090", |t| t.parse().ok())?,
+            auto_migrate: s.boolean("RDEV_AUTO_MIGRATE")?,
+            workers: s.number("RDEV_WORKERS")?,
+            log: s.parsed("RDEV_LOG", "a tracing filter such as info or rdev=debug", |t| {
+                tracing_subscriber::EnvFilter::try_new(t).ok().map(|_| t.to_owned())
+            })?,
+            log_json: s.optional("RDEV_LOG_FORMAT", "pretty or json", |t| match t {
+                "pretty" => Some(false),
+                "json" => Some(true),
+                _ => None,
+            })?,
+            path: server_variable("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".to_owned()),
+            home: server_variable("HOME").map(PathBuf::from),
+        })
+    }
+}
+
+/// Settings of parts that are not in this program are parsed all the same: a typo is found at once.
+fn check_later_parts(s: &Source) -> Result<(), String> {
+    s.parsed("RDEV_RUNTIME", "local (this build has no kubernetes runtime)", |t| (t == "local").then_some(()))?;
+    s.parsed("RDEV_GIT_HOST", "embedded (this build has no gitea host)", |t| (t == "embedded").then_some(()))?;
+    s.list("RDEV_OLLAMA_URL", "http:// or https:// URLs, comma-separated", base_url)?;
+    s.duration("RDEV_JOB_TTL")?;
+    s.duration("RDEV_JOB_TIMEOUT")?;
+    s.parsed("RDEV_JOB_MAX_ATTEMPTS", "a number from 1 on", |t| t.parse::<u32>().ok().filter(|n| *n > 0))?;
+    s.duration("RDEV_WEBHOOK_BACKOFF")?;
+    s.list("RDEV_EGRESS_ALLOW", "CIDRs such as 10.0.0.0/8, comma-separated", cidr)?;
+    s.boolean("RDEV_PREVIEW_INGRESS")?;
+    s.optional("RDEV_GITEA_URL", "an http:// or https:// URL", base_url)?;
+    s.optional("RDEV_WOODPECKER_URL", "an http:// or https:// URL", base_url)?;
+    s.optional("OTEL_EXPORTER_OTLP_ENDPOINT", "an http:// or https:// URL", base_url)?;
+    Ok(())
+}
+
+fn database(s: &Source) -> Result<EmbeddedOrUrl, String> {
+    let url = s.optional("DATABASE_URL", "a postgres:// URL", |t| {
+        sqlx::postgres::PgConnectOptions::from_str(t).ok().filter(|_| t.starts_with("postgres")).map(|_| t.to_owned())
+    })?;
+    Ok(match url {
+        Some(url) => EmbeddedOrUrl::Url(url),
+        None => EmbeddedOrUrl::Embedded { bin_dir: s.0.get("RDEV_POSTGRES_BIN_DIR").map(PathBuf::from) },
+    })
+}
+
+fn command_env(s: &Source) -> Vec<(String, String)> {
+    let names = s.text("RDEV_COMMAND_ENV").split(',').map(str::trim).filter(|name| !name.is_empty());
+    names.filter_map(|name| Some((name.to_owned(), server_variable(name)?))).collect()
+}
+
+fn server_variable(name: &str) -> Option<String> {
+    #[expect(clippy::disallowed_methods, reason = "this is the place that reads the environment")]
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+fn listen_address(text: &str) -> Option<String> {
+    let (host, port) = text.rsplit_once(':')?;
+    port.parse::<u16>().ok()?;
+    let host = if host.is_empty() { "127.0.0.1" } else { host };
+    Some(format!("{host}:{port}"))
+}
+
+fn base_url(text: &str) -> Option<String> {
+    let uri: http::Uri = text.parse().ok()?;
+    let usable = matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some() && uri.query().is_none();
+    usable.then(|| text.trim_end_matches('/').to_owned())
+}
+
+fn origin(text: &str) -> Option<String> {
+    base_url(text).filter(|url| url.matches('/').count() == 2)
+}
+
+fn domain_name(text: &str) -> Option<String> {
+    let label = |l: &str| !l.is_empty() && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    text.split('.').all(label).then(|| text.to_ascii_lowercase())
+}
+
+fn cidr(text: &str) -> Option<IpNet> {
+    text.parse().ok().or_else(|| text.parse::<std::net::IpAddr>().ok().map(IpNet::from))
+}
+
+struct Source<'a>(&'a Settings);
+
+impl Source<'_> {
+    fn text(&self, variable: &str) -> &str {
+        self.0.get(variable).unwrap_or("")
+    }
+
+    fn parsed<T>(&self, variable: &str, wanted: &str, parse: impl Fn(&str) -> Option<T>) -> Result<T, String> {
+        parse(self.text(variable).trim()).ok_or_else(|| format!("{variable}: not usable; it must be {wanted}"))
+    }
+
+    fn optional<T>(
+        &self,
+        variable: &str,
+        wanted: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Result<Option<T>, String> {
+        match self.0.get(variable) {
+            None | Some("") => Ok(None),
+            Some(_) => self.parsed(variable, wanted, parse).map(Some),
+        }
+    }
+
+    fn list<T>(&self, variable: &str, wanted: &str, parse: impl Fn(&str) -> Option<T>) -> Result<Vec<T>, String> {
+        let items = self.text(variable).split(',').map(str::trim).filter(|item| !item.is_empty());
+        items.map(|item| parse(item).ok_or_else(|| format!("{variable}: not usable; it must be {wanted}"))).collect()
+    }
+
+    fn number<T: FromStr>(&self, variable: &str) -> Result<T, String> {
+        self.parsed(variable, "a whole number, 0 or more", |t| t.parse().ok())
+    }
+
+    fn boolean(&self, variable: &str) -> Result<bool, String> {
+        self.parsed(variable, "true or false", |t| match t {
+            "true" | "1" | "yes" | "on" => Some(true),
+            "false" | "0" | "no" | "off" => Some(false),
+            _ => None,
+        })
+    }
+
+    fn duration(&self, variable: &str) -> Result<Duration, String> {
+        self.parsed(variable, "a duration such as 30s, 2h45m or 7d", |t| durations::parse_positive(t).ok())
+    }
+}

@@ -1,0 +1,20 @@
+//! Plain types and pure decisions. Nothing here awaits, asks the time, or knows SQL
+//! statements or HTTP. Most of it parses at the door so that nothing below checks twice.
+
+pub mod api_key;
+pub mod branch;
+pub mod byte_range;
+pub mod checkout;
+pub mod clock;
+pub mod command;
+pub mod durations;
+pub mod event_id;
+pub mod git_args;
+pub mod ids;
+pub mod key;
+pub mod lines;
+pub mod project;
+pub mod scopes;
+pub mod session;
+pub mod sizes;
+pub mod words;

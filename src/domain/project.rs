@@ -1,0 +1,53 @@
+//! A project: a git repository plus a place where its commands run.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use sqlx::types::Json;
+use utoipa::ToSchema;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, ToSchema)]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
+pub enum ProjectStatus {
+    Running,
+    Pending,
+    Failed,
+    NotFound,
+}
+
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct Project {
+    pub seq: i64,
+    pub id: String,
+    pub name: String,
+    pub description: String,
+    pub status: ProjectStatus,
+    pub pod_name: String,
+    pub workspace: String,
+    pub default_branch: String,
+    pub labels: Json<BTreeMap<String, String>>,
+    pub allow_scripts: bool,
+    pub protected_branches: Vec<String>,
+    pub preview_port: Option<i32>,
+    pub review_command: Option<Vec<String>>,
+    pub agent_command: Option<Vec<String>>,
+    pub source: String,
+    pub address: String,
+    pub created_at: DateTime<Utc>,
+    pub updated_at: DateTime<Utc>,
+}
+
+/// What an owner may set; at creation and later.
+#[derive(Debug, Clone, Default)]
+pub struct ProjectSettings {
+    pub name: Option<String>,
+    pub description: Option<String>,
+    pub labels: Option<BTreeMap<String, String>>,
+    pub allow_scripts: Option<bool>,
+    pub protected_branches: Option<Vec<String>>,
+    pub preview_port: Option<i32>,
+    pub review_command: Option<Vec<String>>,
+    pub agent_command: Option<Vec<String>>,
+}

@@ -1,0 +1,73 @@
+//! What can go wrong with a repository, and what may be said about it.
+
+use std::{fmt, io, time::Duration};
+
+/// What went wrong with a repository. Fit for the log; may name paths of the server.
+#[derive(Debug)]
+pub enum GitError {
+    /// No git that can do the work.
+    Unusable(String),
+    /// No such repository, or no such branch in it.
+    NotFound(String),
+    /// There is such a repository already.
+    Exists,
+    Timeout {
+        what: String,
+        after: Duration,
+    },
+    Failed {
+        what: String,
+        stderr: String,
+    },
+    Io {
+        what: String,
+        error: io::Error,
+    },
+}
+
+impl fmt::Display for GitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unusable(why) => f.write_str(why),
+            Self::NotFound(what) => write!(f, "{what} does not exist"),
+            Self::Exists => f.write_str("the repository exists already"),
+            Self::Timeout { what, after } => {
+                write!(f, "{what} took longer than {} s and was ended", after.as_secs())
+            }
+            Self::Failed { what, stderr } => write!(f, "{what} failed: {}", scrub(stderr)),
+            Self::Io { what, error } => write!(f, "{what}: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for GitError {}
+
+/// Takes user info out of every URL in `text`.
+pub fn scrub(text: &str) -> String {
+    let mut clean = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find("://") {
+        let (before, after) = rest.split_at(at + 3);
+        clean.push_str(before);
+        let authority = after.find(|c: char| c == '/' || c.is_whitespace() || "'\"".contains(c));
+        let end = authority.unwrap_or(after.len());
+        rest = match after[..end].rfind('@') {
+            Some(user_info) => &after[user_info + 1..],
+            None => after,
+        };
+    }
+    clean.push_str(rest);
+    clean
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn user_info_is_taken_out_of_urls() {
+        let text = "fatal: unable to access 'https://me:s3c@ret@host:8443/a@b/': no\nsee http://x@y";
+        assert_eq!(scrub(text), "fatal: unable to access 'https://host:8443/a@b/': no\nsee http://y");
+        assert_eq!(scrub("mail me@example.org"), "mail me@example.org");
+    }
+}

@@ -1,0 +1,271 @@
+//! What handlers take, with failures that are ours: JSON bodies, query strings, ids in
+//! the path. Everything is checked once, here, NUL bytes included.
+
+use std::{str::FromStr, sync::Arc};
+
+use axum::{
+    body::Bytes,
+    extract::{FromRequest, FromRequestParts, RawPathParams, Request},
+};
+use http::request::Parts;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::{
+    context,
+    describe::{Describe, Operation},
+    guard::BodyLimit,
+};
+use crate::{
+    domain::{ids, key::Key, project::Project},
+    error::{Error, Kind, Result},
+    services::receipts::Slot,
+};
+
+/// A JSON body, whatever its `Content-Type`. An empty one counts as `{}`.
+pub struct Body<T> {
+    pub value: T,
+    /// SHA-256 of the bytes as they came.
+    pub hash: Vec<u8>,
+}
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self> {
+        let bytes = read(request).await?;
+        let hash =
+            sha2::Digest::finalize(sha2::Digest::chain_update(<sha2::Sha256 as sha2::Digest>::new(), &bytes)).to_vec();
+        Ok(Self { value: decode(&bytes)?, hash })
+    }
+}
+
+impl<T: ToSchema> Describe for Body<T> {
+    fn describe(operation: &mut Operation) {
+        let schema = operation.schema::<T>();
+        operation.body = Some(json!({"content": {"application/json": {"schema": schema}}}));
+    }
+}
+
+/// The whole body, up to the route's limit.
+///
+/// # Errors
+/// `PAYLOAD_TOO_LARGE` past the limit; 400 when the client broke off.
+pub async fn read(request: Request) -> Result<Bytes> {
+    let limit = request.extensions().get::<BodyLimit>().map_or(BodyLimit::DEFAULT, |limit| limit.0);
+    let (parts, body) = request.into_parts();
+    let announced =
+        parts.headers.get(http::header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
+    if announced.is_some_and(|length| length > limit) {
+        return Err(too_large(limit));
+    }
+    axum::body::to_bytes(body, limit).await.map_err(|error| {
+        let source = std::error::Error::source(&error);
+        if source.is_some_and(|s| s.is::<http_body_util::LengthLimitError>()) {
+            too_large(limit)
+        } else {
+            Error::invalid("invalid request body").reason("the body ended early")
+        }
+    })
+}
+
+fn too_large(limit: usize) -> Error {
+    Error::new(Kind::TooLarge, "PAYLOAD_TOO_LARGE", format!("the body is larger than {limit} bytes"))
+}
+
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+    let refuse = |reason: String| Error::invalid("invalid request body").reason(reason);
+    let bytes = if bytes.iter().all(u8::is_ascii_whitespace) { b"{}" } else { bytes };
+    if contains_nul(bytes) {
+        let value: Value = serde_json::from_slice(bytes).map_err(|error| refuse(error.to_string()))?;
+        if let Some(path) = find_nul(&value, String::new()) {
+            return Err(refuse(format!("{path}: a NUL character is not allowed")));
+        }
+    }
+    serde_json::from_slice(bytes).map_err(|error| refuse(error.to_string()))
+}
+
+/// Cheap: only a body that could hold an escaped NUL is looked through.
+fn contains_nul(bytes: &[u8]) -> bool {
+    bytes.windows(6).any(|window| window.eq_ignore_ascii_case(b"\\u0000"))
+}
+
+fn find_nul(value: &Value, path: String) -> Option<String> {
+    match value {
+        Value::String(text) => text.contains('\0').then_some(path),
+        Value::Array(items) => items.iter().enumerate().find_map(|(i, item)| find_nul(item, format!("{path}[{i}]"))),
+        Value::Object(members) => members.iter().find_map(|(name, member)| {
+            let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+            if name.contains('\0') { Some(path.replace('\0', "\\u0000")) } else { find_nul(member, path) }
+        }),
+        _ => None,
+    }
+}
+
+/// The query string.
+pub struct Query<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
+        let text = parts.uri.query().unwrap_or("");
+        if text.contains("%00") {
+            return Err(Error::invalid("invalid query").reason("a NUL character is not allowed"));
+        }
+        let parsed = axum::extract::Query::<T>::try_from_uri(&parts.uri);
+        parsed.map(|axum::extract::Query(value)| Self(value)).map_err(|error| {
+            let reason = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+            Error::invalid("invalid query").reason(reason)
+        })
+    }
+}
+
+impl<T: ToSchema> Describe for Query<T> {
+    fn describe(operation: &mut Operation) {
+        let schema = super::describe::inline::<T>();
+        let Some(properties) = schema["properties"].as_object() else { return };
+        for (name, property) in properties {
+            let help = property["description"].as_str().unwrap_or_default().to_owned();
+            operation.query(name, property.clone(), &help);
+        }
+    }
+}
+
+/// The key that the guard let in.
+#[derive(Clone)]
+pub struct Caller(pub Arc<Key>);
+
+/// The project that the guard found under `{id}`.
+#[derive(Clone)]
+pub struct InProject(pub Arc<Project>);
+
+/// Where this request's answer is to be kept, when it carried an `Idempotency-Key`.
+#[derive(Clone)]
+pub struct Once(pub Option<Slot>);
+
+macro_rules! from_extension {
+    ($type:ident, $otherwise:expr) => {
+        impl<S: Send + Sync> FromRequestParts<S> for $type {
+            type Rejection = Error;
+
+            async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
+                parts.extensions.get::<Self>().cloned().ok_or_else(|| $otherwise)
+            }
+        }
+
+        impl Describe for $type {
+            fn describe(_: &mut Operation) {}
+        }
+    };
+}
+
+from_extension!(Caller, Error::unauthenticated());
+from_extension!(InProject, Error::not_found("project not found"));
+from_extension!(Once, Error::internal("the guard leaves a slot for every request"));
+
+macro_rules! path_id {
+    ($type:ident, $inner:ty, $name:literal, $missing:literal, $parse:expr) => {
+        /// An id in the path; one that is not well-formed is simply not found.
+        pub struct $type(pub $inner);
+
+        impl<S: Send + Sync> FromRequestParts<S> for $type {
+            type Rejection = Error;
+
+            async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self> {
+                let missing = || Error::not_found($missing);
+                let params = RawPathParams::from_request_parts(parts, state).await.map_err(|_| missing())?;
+                let text = params.iter().find(|(name, _)| *name == $name).map(|(_, value)| value.to_owned());
+                let parse: fn(&str) -> Option<$inner> = $parse;
+                text.and_then(|text| parse(&text)).map(Self).ok_or_else(missing)
+            }
+        }
+
+        impl Describe for $type {
+            fn describe(_: &mut Operation) {}
+        }
+    };
+}
+
+path_id!(KeyId, Uuid, "kid", "key not found", ids::uuid_from_path);
+path_id!(CheckoutId, Uuid, "checkout_id", "checkout not found", ids::uuid_from_path);
+path_id!(SessionId, Uuid, "sid", "session not found", ids::uuid_from_path);
+path_id!(CommandRef, String, "cid", "command not found", |text| ids::CommandId::parse(text)
+    .map(|id| id.to_string())
+    .ok());
+
+/// A page of a list: `limit` and `cursor`.
+#[derive(serde::Deserialize, ToSchema)]
+pub struct PageQuery {
+    /// How many at most, 1–200; default 50.
+    limit: Option<String>,
+    /// Where the page before ended.
+    cursor: Option<String>,
+}
+
+/// The largest page.
+const PAGE_MAX: i64 = 200;
+const PAGE_DEFAULT: i64 = 50;
+
+impl PageQuery {
+    /// The page asked for: after which item, how many.
+    ///
+    /// # Errors
+    /// 400 naming `limit` or `cursor`.
+    pub fn parse<C: FromStr>(&self) -> Result<(Option<C>, i64)> {
+        let limit = match self.limit.as_deref() {
+            None | Some("") => PAGE_DEFAULT,
+            Some(text) => text
+                .parse()
+                .ok()
+                .filter(|n| (1..=PAGE_MAX).contains(n))
+                .ok_or_else(|| Error::invalid("limit must be a number from 1 to 200"))?,
+        };
+        let cursor = match self.cursor.as_deref() {
+            None | Some("") => None,
+            Some(text) => {
+                Some(decode_cursor(text).ok_or_else(|| Error::invalid("cursor is not one that a list gave"))?)
+            }
+        };
+        Ok((cursor, limit))
+    }
+}
+
+fn decode_cursor<C: FromStr>(text: &str) -> Option<C> {
+    use base64::Engine as _;
+    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(text).ok()?;
+    String::from_utf8(bytes).ok()?.parse().ok()
+}
+
+/// Cuts a list that was read one longer than the page, and says where the next one begins.
+pub fn cut<T, C: ToString>(mut items: Vec<T>, limit: i64, cursor: impl Fn(&T) -> C) -> (Vec<T>, Option<String>) {
+    use base64::Engine as _;
+    let limit = usize::try_from(limit).unwrap_or(1);
+    if items.len() <= limit {
+        return (items, None);
+    }
+    items.truncate(limit);
+    let next =
+        items.last().map(|last| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(cursor(last).to_string()));
+    (items, next)
+}
+
+/// A word out of a fixed set, in a query.
+///
+/// # Errors
+/// 400 that names the parameter.
+pub fn one_of<T: DeserializeOwned>(name: &str, text: Option<&str>) -> Result<Option<T>> {
+    match text {
+        None | Some("") => Ok(None),
+        Some(text) => serde_json::from_value(Value::from(text))
+            .map(Some)
+            .map_err(|_| Error::invalid(format!("{name} is not one of those there are")).reason(text)),
+    }
+}
+
+/// The request's id, for what outlives the request.
+pub fn request_id() -> Arc<str> {
+    context::current().request_id
+}

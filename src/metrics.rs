@@ -1,0 +1,164 @@
+//! What the program counts. Labels have values from fixed sets, or projects; none that a
+//! client can grow without bound.
+
+use std::{sync::Arc, time::Duration};
+
+use http::{Method, StatusCode};
+use prometheus::{Encoder as _, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
+
+/// All metrics of this process. Cheap to clone.
+#[derive(Clone)]
+pub struct Metrics(Arc<Inner>);
+
+struct Inner {
+    registry: Registry,
+    commands: IntCounterVec,
+    command_duration: HistogramVec,
+    streams: IntGaugeVec,
+    auth_failures: IntCounterVec,
+    requests: HistogramVec,
+    worker_runs: IntCounterVec,
+    worker_success: IntGaugeVec,
+    stale_writes: IntCounterVec,
+    rescues: IntCounterVec,
+    pool: IntGaugeVec,
+}
+
+const REQUEST_BUCKETS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0];
+const COMMAND_BUCKETS: &[f64] = &[0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0];
+
+impl Metrics {
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let inner = Inner {
+            commands: counter(&registry, "rdev_commands_total", "commands that ended", &["project", "type", "status"]),
+            command_duration: histogram(
+                &registry,
+                "rdev_command_duration_seconds",
+                "how long commands ran",
+                &["project", "type"],
+                COMMAND_BUCKETS,
+            ),
+            streams: gauge(&registry, "rdev_active_streams", "event streams open", &["project"]),
+            auth_failures: counter(&registry, "rdev_auth_failures_total", "requests that were not let in", &["reason"]),
+            requests: histogram(
+                &registry,
+                "rdev_api_request_duration_seconds",
+                "how long requests took",
+                &["endpoint", "method", "status"],
+                REQUEST_BUCKETS,
+            ),
+            worker_runs: counter(
+                &registry,
+                "rdev_worker_runs_total",
+                "runs of background workers",
+                &["worker", "result"],
+            ),
+            worker_success: gauge(
+                &registry,
+                "rdev_worker_last_success_timestamp_seconds",
+                "when a background worker last did its work",
+                &["worker"],
+            ),
+            stale_writes: counter(&registry, "rdev_stale_writes_refused_total", "writes under an old fence", &["kind"]),
+            rescues: counter(
+                &registry,
+                "rdev_task_rescues_total",
+                "tasks taken over from a process that died",
+                &["kind"],
+            ),
+            pool: gauge(&registry, "rdev_database_connections", "connections to the database", &["state"]),
+            registry,
+        };
+        let build = gauge(&inner.registry, "rdev_build_info", "the version that runs", &["version"]);
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        Self(Arc::new(inner))
+    }
+
+    pub fn request(&self, endpoint: &str, method: &Method, status: StatusCode, took: Duration) {
+        let labels = [endpoint, method.as_str(), status.as_str()];
+        self.0.requests.with_label_values(&labels).observe(took.as_secs_f64());
+    }
+
+    pub fn auth_failure(&self, reason: &str) {
+        self.0.auth_failures.with_label_values(&[reason]).inc();
+    }
+
+    pub fn command_ended(&self, project: &str, kind: &str, status: &str, took: Duration) {
+        self.0.commands.with_label_values(&[project, kind, status]).inc();
+        self.0.command_duration.with_label_values(&[project, kind]).observe(took.as_secs_f64());
+    }
+
+    /// Counts an open stream of a project until the guard is dropped.
+    pub fn stream(&self, project: &str) -> CountedStream {
+        let gauge = self.0.streams.with_label_values(&[project]);
+        gauge.inc();
+        CountedStream(gauge)
+    }
+
+    pub fn worker_ran(&self, worker: &str, result: &str, at: i64) {
+        self.0.worker_runs.with_label_values(&[worker, result]).inc();
+        if result == "ok" {
+            self.0.worker_success.with_label_values(&[worker]).set(at);
+        }
+    }
+
+    pub fn stale_write(&self, kind: &str) {
+        self.0.stale_writes.with_label_values(&[kind]).inc();
+    }
+
+    pub fn rescued(&self, kind: &str) {
+        self.0.rescues.with_label_values(&[kind]).inc();
+    }
+
+    /// Drops what is counted of a project that is gone.
+    pub fn forget_project(&self, project: &str) {
+        let _never_counted = self.0.streams.remove_label_values(&[project]);
+    }
+
+    /// Prometheus text.
+    pub fn render(&self, connections: u32, idle: usize) -> Vec<u8> {
+        self.0.pool.with_label_values(&["open"]).set(connections.into());
+        self.0.pool.with_label_values(&["idle"]).set(i64::try_from(idle).unwrap_or(i64::MAX));
+        let mut text = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.0.registry.gather(), &mut text) {
+            tracing::error!(%error, "metrics could not be rendered");
+        }
+        text
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// See [`Metrics::stream`].
+pub struct CountedStream(prometheus::IntGauge);
+
+impl Drop for CountedStream {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+fn counter(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    let metric = IntCounterVec::new(Opts::new(name, help), labels).expect("a well-formed metric");
+    registry.register(Box::new(metric.clone())).expect("each metric is registered once");
+    metric
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    let metric = IntGaugeVec::new(Opts::new(name, help), labels).expect("a well-formed metric");
+    registry.register(Box::new(metric.clone())).expect("each metric is registered once");
+    metric
+}
+
+fn histogram(registry: &Registry, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
+    let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+    let metric = HistogramVec::new(options, labels).expect("a well-formed metric");
+    registry.register(Box::new(metric.clone())).expect("each metric is registered once");
+    metric
+}

@@ -1,0 +1,181 @@
+//! Mounts the handler modules, and the layers that every request passes: the request's
+//! id, the client's address, CORS, answers for what no route knows, one line in the log.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Instant,
+};
+
+use axum::{
+    Router,
+    extract::{ConnectInfo, Request, State},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderName, HeaderValue, Method, Uri, header};
+use tower_http::cors::{AllowOrigin, CorsLayer};
+use uuid::Uuid;
+
+use crate::{
+    error::{Error, Kind},
+    handlers::{
+        self, checkouts,
+        context::{self, Context},
+        git,
+        guard::{Door, client_address},
+        ops, page, projects,
+        routes::{Document, Routes},
+        sessions, streams, tickets,
+    },
+    services::{commands::Commands, keys::Keys},
+};
+
+static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// What the handlers are made of.
+pub struct Services {
+    pub door: Arc<Door>,
+    pub keys: Keys,
+    pub projects: projects::Service,
+    pub commands: Commands,
+    pub checkouts: checkouts::Service,
+    pub sessions: sessions::Service,
+    pub streams: streams::Service,
+    pub tickets: tickets::Service,
+    pub git: git::Service,
+    pub ops: ops::Service,
+}
+
+/// What the outermost layer needs.
+#[derive(Clone)]
+struct Edge {
+    trusted_proxies: Arc<[ipnet::IpNet]>,
+}
+
+/// The whole of it.
+pub fn build(services: Services, trusted_proxies: Vec<ipnet::IpNet>, cors_origins: &[String]) -> Router {
+    let mut document = Document::default();
+    let door = services.door.clone();
+    let mut router = Router::new();
+    let document_slot = services.ops.document.clone();
+    router = mount(router, &mut document, &door, handlers::keys::routes(services.keys));
+    router = mount(router, &mut document, &door, projects::routes(services.projects));
+    router = mount(router, &mut document, &door, handlers::commands::routes(services.commands));
+    router = mount(router, &mut document, &door, checkouts::routes(services.checkouts));
+    router = mount(router, &mut document, &door, sessions::routes(services.sessions));
+    router = mount(router, &mut document, &door, streams::routes(services.streams));
+    router = mount(router, &mut document, &door, tickets::routes(services.tickets));
+    router = mount(router, &mut document, &door, ops::routes(services.ops));
+    let document = document.render();
+    let _set_once = document_slot.set(document.to_string().into());
+    let edge = Edge { trusted_proxies: trusted_proxies.into() };
+    router
+        .merge(page::router(&document))
+        .merge(git::router(services.git))
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(cors(cors_origins))
+        .layer(axum::middleware::from_fn_with_state(edge, edge_of_request))
+}
+
+fn mount<S: Clone + Send + Sync + 'static>(
+    router: Router,
+    document: &mut Document,
+    door: &Arc<Door>,
+    routes: Routes<S>,
+) -> Router {
+    let (mounted, described) = routes.build(door);
+    document.merge(described);
+    router.merge(mounted)
+}
+
+fn cors(origins: &[String]) -> CorsLayer {
+    let origins: Vec<HeaderValue> = origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()).collect();
+    if origins.is_empty() {
+        return CorsLayer::new();
+    }
+    let ours = ["authorization", "content-type", "idempotency-key", "last-event-id", "x-request-id"];
+    let shown = [
+        "x-request-id",
+        "retry-after",
+        "x-ratelimit-limit",
+        "x-ratelimit-remaining",
+        "x-ratelimit-reset",
+        "idempotent-replayed",
+    ];
+    CorsLayer::new()
+        .allow_origin(AllowOrigin::list(origins))
+        .allow_methods([Method::GET, Method::POST, Method::PATCH, Method::DELETE])
+        .allow_headers(ours.map(HeaderName::from_static))
+        .expose_headers(shown.map(HeaderName::from_static))
+}
+
+/// The first and the last to see a request.
+async fn edge_of_request(State(edge): State<Edge>, mut request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
+    let context = context_of(&request, peer, &edge.trusted_proxies);
+    let id = context.request_id.clone();
+    without_trailing_slash(request.uri_mut());
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let mut response = match refuse_strange(&request) {
+        Some(error) => context::within(context.clone(), async { error.into_response() }).await,
+        None => context::within(context.clone(), next.run(request)).await,
+    };
+    response.headers_mut().insert(REQUEST_ID.clone(), HeaderValue::try_from(&*id).expect("an id is a header"));
+    let status = response.status().as_u16();
+    let took = started.elapsed().as_millis() as u64;
+    tracing::debug!(request.id = %id, http.method = %method, http.path = path, http.status = status, duration_ms = took, "request");
+    response
+}
+
+fn context_of(request: &Request, peer: Option<IpAddr>, trusted: &[ipnet::IpNet]) -> Context {
+    let given =
+        request.headers().get(&REQUEST_ID).and_then(|value| value.to_str().ok()).filter(|text| is_request_id(text));
+    let path = request.uri().path();
+    let under = |root: &str| path == root || path.strip_prefix(root).is_some_and(|rest| rest.starts_with('/'));
+    Context {
+        request_id: given.map_or_else(|| Uuid::now_v7().to_string().into(), Into::into),
+        native: under("/jobs") || under("/api"),
+        client: client_address(peer, request.headers(), trusted),
+    }
+}
+
+fn is_request_id(text: &str) -> bool {
+    (1..=128).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+}
+
+/// A path with and without the trailing slash answer alike; git's paths are its own.
+fn without_trailing_slash(uri: &mut Uri) {
+    let path = uri.path();
+    if path.len() < 2 || !path.ends_with('/') || path.starts_with("/git/") {
+        return;
+    }
+    let trimmed = match uri.query() {
+        None => path.trim_end_matches('/').to_owned(),
+        Some(query) => format!("{}?{query}", path.trim_end_matches('/')),
+    };
+    let mut parts = std::mem::take(uri).into_parts();
+    parts.path_and_query = trimmed.parse().ok().or(parts.path_and_query);
+    *uri = Uri::from_parts(parts).unwrap_or_default();
+}
+
+/// What passes hyper and means nothing here: requests without one clear `Host`.
+fn refuse_strange(request: &Request) -> Option<Error> {
+    let hosts = request.headers().get_all(header::HOST).iter().count();
+    let needs_host = request.version() == http::Version::HTTP_11;
+    (hosts > 1 || (needs_host && hosts == 0)).then(|| Error::invalid("exactly one Host header is needed"))
+}
+
+async fn not_found() -> Error {
+    Error::not_found("there is no such path")
+}
+
+async fn method_not_allowed() -> Response {
+    let error = Error::new(Kind::Invalid, "METHOD_NOT_ALLOWED", "this path is not used with this method");
+    let mut response = error.into_response();
+    *response.status_mut() = http::StatusCode::METHOD_NOT_ALLOWED;
+    response
+}

@@ -1,0 +1,482 @@
+//! Checkouts: a branch and a credential that dies with it. The token is dead before the
+//! answer that ends a checkout is sent: the commit kills it, and pushes under way are
+//! ended before anybody is told.
+
+use std::{sync::Arc, time::Duration};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::json;
+use uuid::Uuid;
+
+use super::{
+    projects::{Projects, record_activity, stamp},
+    receipts::Answer,
+};
+use crate::{
+    database::{Conn, Db, DbError},
+    domain::{
+        api_key::GitToken,
+        branch::{BranchName, FromRef, Protected},
+        checkout::{Checkout, CheckoutStatus},
+        clock::Clock,
+        key::Key,
+        project::Project,
+    },
+    error::{Error, Result},
+    forge::{Branch, BranchError, EmbeddedHost},
+    queue::{Claimed, Queue},
+    store,
+    streams::{Streams, Unshown},
+};
+
+/// Pause before an undo that failed is tried again.
+const UNDO_AGAIN: Duration = Duration::from_secs(2);
+
+pub const CREATE_TASK: &str = "checkout.create";
+
+/// Which branch, by the caller's choice.
+#[derive(Debug, Clone)]
+pub enum Wanted {
+    Existing(BranchName),
+    New { name: BranchName, from: Option<FromRef> },
+}
+
+/// A checkout asked for.
+#[derive(Debug, Clone)]
+pub struct NewCheckout {
+    pub wanted: Wanted,
+    pub feature_slug: Option<String>,
+    pub expires_in: Duration,
+}
+
+/// A checkout and its credential, which is shown this once.
+pub struct Opened {
+    pub checkout: Checkout,
+    pub token: GitToken,
+}
+
+/// How a checkin ended.
+pub struct CheckedIn {
+    pub checkout: Checkout,
+}
+
+/// Where a branch is to begin.
+pub struct Prepared {
+    pub branch: String,
+    pub makes_branch: bool,
+    pub start_sha: String,
+}
+
+#[derive(Clone)]
+pub struct Checkouts {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    db: Db,
+    clock: Clock,
+    queue: Queue,
+    streams: Streams,
+    forge: EmbeddedHost,
+    projects: Projects,
+}
+
+impl Checkouts {
+    pub fn new(db: Db, clock: Clock, queue: Queue, streams: Streams, forge: EmbeddedHost, projects: Projects) -> Self {
+        Self { inner: Arc::new(Inner { db, clock, queue, streams, forge, projects }) }
+    }
+
+    /// The repository's branches, each with whether it is protected.
+    ///
+    /// # Errors
+    /// Those of git.
+    pub async fn branches(&self, project: &Project) -> Result<Vec<(Branch, bool)>> {
+        let protected = protection(project)?;
+        let branches = self.inner.forge.branches(&project.id).await.map_err(Error::internal)?;
+        Ok(branches.into_iter().map(|b| (protected.matches_name(&b.name), b)).map(|(p, b)| (b, p)).collect())
+    }
+
+    /// # Errors
+    /// Those of the database.
+    pub async fn page(
+        &self,
+        project: &Project,
+        status: CheckoutStatus,
+        before: Option<Uuid>,
+        limit: i64,
+    ) -> Result<Vec<Checkout>> {
+        Ok(store::checkouts::page(&mut self.inner.db.conn().await?, &project.id, status, before, limit).await?)
+    }
+
+    /// # Errors
+    /// "checkout not found".
+    pub async fn get(&self, project: &Project, id: Uuid) -> Result<Checkout> {
+        let found = store::checkouts::find(&mut self.inner.db.conn().await?, &project.id, id).await?;
+        found.ok_or_else(not_found)
+    }
+
+    /// # Errors
+    /// The contract's cases, in its order.
+    pub async fn create(
+        &self,
+        caller: &Key,
+        project: &Project,
+        new: NewCheckout,
+        answer: Answer<Opened>,
+    ) -> Result<Opened> {
+        let prepared = self.prepare(project, &new.wanted).await?;
+        let mut tx = self.inner.db.begin().await?;
+        let opened = self.insert(&mut tx, caller, project, &prepared, &new, None).await?;
+        let task = self.inner.queue.insert_owned(&mut tx, CREATE_TASK, &opened.checkout.id.to_string()).await?;
+        tx.commit().await?;
+        let made = match self.make_branch(project, &prepared).await {
+            Ok(()) => self.activate(caller, opened, &task, &answer).await,
+            Err(error) => Err(error),
+        };
+        if made.is_err() {
+            self.undo(&task).await;
+        }
+        made
+    }
+
+    /// Looks at everything that can refuse a checkout before anything is made.
+    ///
+    /// # Errors
+    /// The contract's cases, in its order.
+    pub async fn prepare(&self, project: &Project, wanted: &Wanted) -> Result<Prepared> {
+        let (name, start_sha, makes_branch) = match wanted {
+            Wanted::Existing(name) => {
+                let sha = self.inner.forge.branch(&project.id, name.as_str()).await.map_err(Error::internal)?;
+                (name, sha.ok_or_else(|| Error::not_found("branch not found"))?, false)
+            }
+            Wanted::New { name, from } => {
+                let from = from.as_ref().map_or(project.default_branch.as_str(), FromRef::as_str);
+                let sha = self.inner.forge.resolve(&project.id, from).await.map_err(Error::internal)?;
+                let sha = sha.ok_or_else(|| Error::not_found("from_ref not found"))?;
+                let taken = self.inner.forge.in_the_way(&project.id, name.as_str()).await.map_err(Error::internal)?;
+                match taken {
+                    Some(taken) => return Err(branch_exists(&taken)),
+                    None => (name, sha, true),
+                }
+            }
+        };
+        if protection(project)?.matches(name) {
+            return Err(Error::invalid("cannot checkout protected branch").reason("BRANCH_PROTECTED"));
+        }
+        let mut conn = self.inner.db.conn().await?;
+        if store::checkouts::branch_is_taken(&mut conn, &project.id, name.as_str()).await? {
+            return Err(checkout_exists());
+        }
+        Ok(Prepared { branch: name.as_str().to_owned(), makes_branch, start_sha })
+    }
+
+    /// A row in the making, seen by nobody yet.
+    ///
+    /// # Errors
+    /// `CHECKOUT_EXISTS`.
+    pub async fn insert(
+        &self,
+        tx: &mut Conn,
+        caller: &Key,
+        project: &Project,
+        prepared: &Prepared,
+        new: &NewCheckout,
+        session_id: Option<Uuid>,
+    ) -> Result<Opened> {
+        let now = self.inner.clock.now();
+        let checkout = Checkout {
+            id: Uuid::now_v7(),
+            project_id: project.id.clone(),
+            session_id,
+            branch: prepared.branch.clone(),
+            made_branch: prepared.makes_branch,
+            start_sha: prepared.start_sha.clone(),
+            feature_slug: new.feature_slug.clone(),
+            checked_out_by: caller.id,
+            checked_out_at: now,
+            expires_at: later(now, new.expires_in),
+            ended_at: None,
+            status: CheckoutStatus::Pending,
+            review_task_id: None,
+        };
+        let token = GitToken::generate(&mut rand::rng());
+        store::checkouts::insert(tx, &checkout, &token.hash()).await.map_err(taken)?;
+        Ok(Opened { checkout, token })
+    }
+
+    /// # Errors
+    /// `BRANCH_EXISTS`, also when it appeared only just now.
+    pub async fn make_branch(&self, project: &Project, prepared: &Prepared) -> Result<()> {
+        if !prepared.makes_branch {
+            return Ok(());
+        }
+        let made = self.inner.forge.create_branch(&project.id, &prepared.branch, &prepared.start_sha).await;
+        made.map_err(|error| match error {
+            BranchError::Exists(name) => branch_exists(&name),
+            BranchError::Git(error) => Error::internal(error),
+        })
+    }
+
+    async fn activate(&self, caller: &Key, opened: Opened, task: &Claimed, answer: &Answer<Opened>) -> Result<Opened> {
+        let inner = &self.inner;
+        let mut tx = inner.db.begin().await?;
+        inner.queue.finish(&mut tx, task).await?;
+        if !store::checkouts::activate(&mut tx, opened.checkout.id).await? {
+            return Err(crate::queue::stale());
+        }
+        let opened =
+            Opened { checkout: Checkout { status: CheckoutStatus::Active, ..opened.checkout }, token: opened.token };
+        answer.keep(&mut tx, &opened).await?;
+        let unshown = self.activity(&mut tx, &opened.checkout, "checkout.created", Some(caller.id)).await?;
+        tx.commit().await?;
+        inner.streams.show(unshown);
+        Ok(opened)
+    }
+
+    /// Takes back what a creation made; what cannot be taken back now is left to the task.
+    pub async fn undo(&self, task: &Claimed) {
+        if let Err(error) = self.try_undo(task).await {
+            tracing::warn!(%error, checkout.id = task.subject, "a checkout's creation is not undone yet");
+            self.inner.queue.give_back(task, UNDO_AGAIN);
+        }
+    }
+
+    async fn try_undo(&self, task: &Claimed) -> Result<()> {
+        let id: Uuid = task.subject.parse().map_err(Error::internal)?;
+        let found = store::checkouts::find_any(&mut self.inner.db.conn().await?, id).await?;
+        if let Some(checkout) = found.filter(|checkout| checkout.status == CheckoutStatus::Pending) {
+            self.remove_made_branch(&checkout).await?;
+        }
+        let mut tx = self.inner.db.begin().await?;
+        self.inner.queue.finish(&mut tx, task).await?;
+        store::checkouts::delete_pending(&mut tx, id).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Removes the branch that a creation made, unless it has moved.
+    ///
+    /// # Errors
+    /// Those of git.
+    pub async fn remove_made_branch(&self, checkout: &Checkout) -> Result<()> {
+        if !checkout.made_branch || !self.inner.forge.exists(&checkout.project_id).await {
+            return Ok(());
+        }
+        let (project, branch, sha) = (&checkout.project_id, &checkout.branch, &checkout.start_sha);
+        self.inner.forge.delete_branch_if(project, branch, sha).await.map(drop).map_err(Error::internal)
+    }
+
+    /// # Errors
+    /// "checkout is not active", `CHECKOUT_IN_SESSION`, "checkout not found".
+    pub async fn checkin(
+        &self,
+        caller: &Key,
+        project: &Project,
+        id: Uuid,
+        answer: Answer<CheckedIn>,
+    ) -> Result<CheckedIn> {
+        let head = match self.get(project, id).await {
+            Ok(checkout) => self.inner.forge.branch(&project.id, &checkout.branch).await.map_err(Error::internal)?,
+            Err(error) => return Err(error),
+        };
+        let mut tx = self.inner.db.begin().await?;
+        let checkout = self.active_alone(&mut tx, project, id).await?;
+        let checkout = self.end_in(&mut tx, checkout, CheckoutStatus::CheckedIn, head.as_deref()).await?;
+        let checked_in = CheckedIn { checkout };
+        answer.keep(&mut tx, &checked_in).await?;
+        let unshown = self.activity(&mut tx, &checked_in.checkout, "checkout.checked_in", Some(caller.id)).await?;
+        tx.commit().await?;
+        self.after_end(id, unshown).await;
+        Ok(checked_in)
+    }
+
+    /// Revokes one that is no session's.
+    ///
+    /// # Errors
+    /// "checkout is not active", "checkout not found".
+    pub async fn revoke(&self, caller: Option<&Key>, project: &str, id: Uuid) -> Result<()> {
+        let mut tx = self.inner.db.begin().await?;
+        let checkout = store::checkouts::lock(&mut tx, project, id).await?.ok_or_else(not_found)?;
+        let checkout = self.end_in(&mut tx, active(checkout)?, CheckoutStatus::Revoked, None).await?;
+        let unshown = self.activity(&mut tx, &checkout, "checkout.revoked", caller.map(|key| key.id)).await?;
+        tx.commit().await?;
+        self.after_end(id, unshown).await;
+        Ok(())
+    }
+
+    /// Ends those whose time is up. Answers how many.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn expire(&self, limit: i64) -> Result<usize> {
+        let now = self.inner.clock.now();
+        let due = store::checkouts::due(&mut self.inner.db.conn().await?, now, limit).await?;
+        for checkout in &due {
+            let mut tx = self.inner.db.begin().await?;
+            let Some(locked) = store::checkouts::lock(&mut tx, &checkout.project_id, checkout.id).await? else {
+                continue;
+            };
+            if locked.status != CheckoutStatus::Active || locked.expires_at > now {
+                continue;
+            }
+            let ended = self.end_in(&mut tx, locked, CheckoutStatus::Expired, None).await?;
+            let unshown = self.activity(&mut tx, &ended, "checkout.expired", None).await?;
+            tx.commit().await?;
+            self.after_end(checkout.id, unshown).await;
+        }
+        Ok(due.len())
+    }
+
+    /// # Errors
+    /// As [`Checkouts::checkin`].
+    pub async fn extend(
+        &self,
+        project: &Project,
+        id: Uuid,
+        expires_in: Duration,
+        answer: Answer<Checkout>,
+    ) -> Result<Checkout> {
+        let mut tx = self.inner.db.begin().await?;
+        self.active_alone(&mut tx, project, id).await?;
+        let until = later(self.inner.clock.now(), expires_in);
+        let extended = store::checkouts::extend(&mut tx, id, until).await?.ok_or_else(not_active)?;
+        answer.keep(&mut tx, &extended).await?;
+        tx.commit().await?;
+        Ok(extended)
+    }
+
+    /// A new token; the old one is dead at once.
+    ///
+    /// # Errors
+    /// As [`Checkouts::checkin`].
+    pub async fn rotate(&self, project: &Project, id: Uuid, answer: Answer<Opened>) -> Result<Opened> {
+        let mut tx = self.inner.db.begin().await?;
+        let checkout = self.active_alone(&mut tx, project, id).await?;
+        let token = GitToken::generate(&mut rand::rng());
+        store::checkouts::set_token(&mut tx, id, &token.hash()).await?;
+        let opened = Opened { checkout, token };
+        answer.keep(&mut tx, &opened).await?;
+        tx.commit().await?;
+        self.end_pushes(id).await;
+        Ok(opened)
+    }
+
+    /// Ends a checkout inside the caller's transaction.
+    ///
+    /// # Errors
+    /// "checkout is not active".
+    pub async fn end_in(
+        &self,
+        tx: &mut Conn,
+        checkout: Checkout,
+        status: CheckoutStatus,
+        head: Option<&str>,
+    ) -> Result<Checkout> {
+        let now = self.inner.clock.now();
+        if !store::checkouts::end(tx, checkout.id, status, head, now).await? {
+            return Err(not_active());
+        }
+        Ok(Checkout { status, ended_at: Some(now), ..checkout })
+    }
+
+    /// Nothing pushed with the token moves a ref after this.
+    pub async fn end_pushes(&self, id: Uuid) {
+        if let Err(error) = self.inner.forge.end_pushes(id).await {
+            tracing::warn!(%error, checkout.id = %id, "pushes under way were not ended");
+        }
+    }
+
+    async fn after_end(&self, id: Uuid, unshown: Unshown) {
+        self.end_pushes(id).await;
+        self.inner.streams.show(unshown);
+    }
+
+    /// The checkout, active and nobody's session's, locked.
+    async fn active_alone(&self, tx: &mut Conn, project: &Project, id: Uuid) -> Result<Checkout> {
+        let checkout = store::checkouts::lock(tx, &project.id, id).await?.ok_or_else(not_found)?;
+        let checkout = active(checkout)?;
+        match checkout.session_id {
+            None => Ok(checkout),
+            Some(session) => Err(Error::conflict(
+                "CHECKOUT_IN_SESSION",
+                "this checkout belongs to a session; use the session's routes",
+            )
+            .detail("session_id", session.to_string())),
+        }
+    }
+
+    /// Appends to the project's activity.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn activity(
+        &self,
+        tx: &mut Conn,
+        checkout: &Checkout,
+        kind: &str,
+        actor: Option<Uuid>,
+    ) -> Result<Unshown> {
+        let mut data =
+            json!({"type": kind, "id": checkout.id, "at": stamp(&self.inner.clock), "branch": checkout.branch});
+        if let Some(actor) = actor {
+            data["actor"] = actor.to_string().into();
+        }
+        record_activity(tx, &self.inner.streams, &checkout.project_id, &data).await
+    }
+
+    /// The URL to clone from, with the credential in it.
+    pub fn authenticated_url(&self, opened: &Opened) -> String {
+        let plain = self.inner.projects.clone_url(&opened.checkout.project_id);
+        let credential = format!("://rdev:{}@", opened.token.expose());
+        plain.replacen("://", &credential, 1)
+    }
+
+    pub fn clone_url(&self, project: &str) -> String {
+        self.inner.projects.clone_url(project)
+    }
+}
+
+/// # Errors
+/// A pattern in the database that cannot be used.
+fn protection(project: &Project) -> Result<Protected> {
+    Protected::new(&project.default_branch, &project.protected_branches).map_err(Error::internal)
+}
+
+pub fn later(now: DateTime<Utc>, by: Duration) -> DateTime<Utc> {
+    now + TimeDelta::from_std(by).unwrap_or(TimeDelta::MAX)
+}
+
+fn active(checkout: Checkout) -> Result<Checkout> {
+    if checkout.status == CheckoutStatus::Active { Ok(checkout) } else { Err(not_active()) }
+}
+
+fn not_active() -> Error {
+    Error::invalid("checkout is not active").reason("CHECKOUT_NOT_ACTIVE")
+}
+
+fn not_found() -> Error {
+    Error::not_found("checkout not found")
+}
+
+fn checkout_exists() -> Error {
+    Error::conflict("CHECKOUT_EXISTS", "active checkout already exists for this branch")
+}
+
+fn branch_exists(name: &str) -> Error {
+    Error::conflict("BRANCH_EXISTS", format!("branch {name} already exists")).detail("branch", name)
+}
+
+fn taken(error: DbError) -> Error {
+    match error.constraint() {
+        Some("checkout_branch_taken") => checkout_exists(),
+        _ => error.into(),
+    }
+}
+
+/// The activity event of an end.
+pub fn event_of(status: CheckoutStatus) -> &'static str {
+    match status {
+        CheckoutStatus::Expired => "checkout.expired",
+        CheckoutStatus::Revoked => "checkout.revoked",
+        _ => "checkout.checked_in",
+    }
+}

@@ -1,0 +1,218 @@
+//! Deleting a project: sessions end, checkouts are revoked, commands are cancelled, the
+//! place and the repository go. Each step is tried even when another failed; what is left
+//! then stays as `failed`, and the call may be repeated.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::{FutureExt as _, future::BoxFuture};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    checkouts::Checkouts,
+    commands::Commands,
+    projects::{CREATE_TASK, Projects, stamp},
+    receipts::Answer,
+    sessions::Sessions,
+    workspaces::Workspaces,
+};
+use crate::{
+    database::Db,
+    domain::{
+        clock::Clock,
+        key::Key,
+        project::{Project, ProjectStatus},
+        session::{EndReason, OnDirty, SessionStatus},
+    },
+    error::{Error, Kind, Result},
+    forge::EmbeddedHost,
+    metrics::Metrics,
+    queue::{Claimed, Perform, Queue},
+    runtime::EndAsked,
+    store::{self, streams::Kind as Log},
+    streams::Streams,
+};
+
+const DELETE_TASK: &str = "project.delete";
+/// Chunks removed by one statement.
+const CHUNKS_AT_ONCE: i64 = 500;
+
+#[derive(Clone)]
+pub struct Deletion {
+    inner: Arc<Parts>,
+}
+
+/// What the service is made of.
+pub struct Parts {
+    pub db: Db,
+    pub clock: Clock,
+    pub queue: Queue,
+    pub streams: Streams,
+    pub forge: EmbeddedHost,
+    pub projects: Projects,
+    pub workspaces: Workspaces,
+    pub checkouts: Checkouts,
+    pub commands: Commands,
+    pub sessions: Sessions,
+    pub metrics: Metrics,
+}
+
+impl Deletion {
+    pub fn new(parts: Parts) -> Self {
+        Self { inner: Arc::new(parts) }
+    }
+
+    /// # Errors
+    /// `DELETE_INCOMPLETE` with what failed; `PROJECT_BUSY` while it is being made or deleted.
+    pub async fn delete(&self, caller: &Key, project: &Project) -> Result<()> {
+        let task = self.begin(project).await?;
+        match self.carry(&project.id, Some(caller), &task).await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                self.leave_failed(&project.id, &task).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Nothing new starts in the project from here on.
+    async fn begin(&self, project: &Project) -> Result<Claimed> {
+        let inner = &self.inner;
+        let busy = || {
+            Error::conflict(
+                "PROJECT_BUSY",
+                "this project is being made or deleted just now, try again when that has ended",
+            )
+        };
+        let mut tx = inner.db.begin().await?;
+        let locked =
+            store::projects::lock(&mut tx, &project.id).await?.ok_or_else(|| Error::not_found("project not found"))?;
+        if locked.status == ProjectStatus::Pending {
+            return Err(busy());
+        }
+        store::projects::set_status(&mut tx, &project.id, ProjectStatus::Pending, inner.clock.now()).await?;
+        let task = inner.queue.insert_owned(&mut tx, DELETE_TASK, &project.id).await;
+        let task = task.map_err(|error| if error.constraint() == Some("task_once") { busy() } else { error.into() })?;
+        tx.commit().await?;
+        Ok(task)
+    }
+
+    async fn carry(&self, id: &str, caller: Option<&Key>, task: &Claimed) -> Result<()> {
+        let inner = &self.inner;
+        let mut errors = Vec::new();
+        note(&mut errors, "sessions", self.end_sessions(id).await);
+        note(&mut errors, "checkouts", self.revoke_checkouts(caller, id).await);
+        note(&mut errors, "commands", inner.commands.end_all(id, None, EndAsked::Cancelled).await);
+        note(&mut errors, "workspace", inner.workspaces.remove(id).await);
+        note(&mut errors, "repository", inner.forge.remove(id).await.map_err(Error::internal));
+        if !errors.is_empty() {
+            return Err(Error::new(
+                Kind::BadGateway,
+                "DELETE_INCOMPLETE",
+                "not everything of this project could be removed; repeat the call",
+            )
+            .detail("errors", errors));
+        }
+        self.drop_rows(id, caller, task).await
+    }
+
+    /// Work is not rescued: the repository that it would go to goes as well.
+    async fn end_sessions(&self, id: &str) -> Result<()> {
+        let alive = store::sessions::alive(&mut self.inner.db.conn().await?, Some(id)).await?;
+        for session in alive.iter().filter(|session| session.status == SessionStatus::Active) {
+            let ended =
+                self.inner.sessions.end(None, id, session.id, EndReason::Terminated, OnDirty::Discard, Answer::none());
+            ended.await.map(drop).or_else(already_over)?;
+        }
+        Ok(())
+    }
+
+    async fn revoke_checkouts(&self, caller: Option<&Key>, id: &str) -> Result<()> {
+        let open = store::checkouts::open_of_project(&mut self.inner.db.conn().await?, id).await?;
+        for checkout in open {
+            self.inner.checkouts.revoke(caller, id, checkout.id).await.or_else(already_over)?;
+        }
+        Ok(())
+    }
+
+    async fn drop_rows(&self, id: &str, caller: Option<&Key>, task: &Claimed) -> Result<()> {
+        let inner = &self.inner;
+        while store::streams::delete_of_project(&mut inner.db.conn().await?, id, CHUNKS_AT_ONCE).await? > 0 {}
+        let mut tx = inner.db.begin().await?;
+        inner.queue.finish(&mut tx, task).await?;
+        let mut unshown = crate::streams::Unshown::default();
+        if let Some(log) = store::streams::find(&mut tx, id, Log::Project, id).await? {
+            let mut data = json!({"type": "project.deleted", "id": id, "at": stamp(&inner.clock)});
+            if let Some(caller) = caller {
+                data["actor"] = caller.id.to_string().into();
+            }
+            unshown = inner.streams.record_final(&mut tx, &log.owner, "activity", &data).await?;
+        }
+        store::projects::delete(&mut tx, id).await?;
+        tx.commit().await?;
+        inner.streams.show(unshown);
+        inner.metrics.forget_project(id);
+        Ok(())
+    }
+
+    async fn leave_failed(&self, id: &str, task: &Claimed) -> Result<()> {
+        let inner = &self.inner;
+        let mut tx = inner.db.begin().await?;
+        inner.queue.finish(&mut tx, task).await?;
+        store::projects::set_status(&mut tx, id, ProjectStatus::Failed, inner.clock.now()).await?;
+        Ok(tx.commit().await?)
+    }
+
+    async fn resume(&self, task: &Claimed) {
+        if let Err(error) = self.carry(&task.subject, None, task).await {
+            tracing::warn!(%error, project.id = task.subject, "a deletion that was left behind could not be carried through");
+            if let Err(error) = self.leave_failed(&task.subject, task).await {
+                tracing::warn!(%error, project.id = task.subject, "again shortly");
+                self.inner.queue.give_back(task, Duration::from_secs(2));
+            }
+        }
+    }
+}
+
+/// Tasks of projects, and the checkouts' beside them: whatever was left behind half-made or half-removed.
+impl Perform for Deletion {
+    fn kinds(&self) -> &'static [&'static str] {
+        &[DELETE_TASK, CREATE_TASK, super::checkouts::CREATE_TASK]
+    }
+
+    fn perform(self: Arc<Self>, task: Claimed, stop: CancellationToken) -> BoxFuture<'static, ()> {
+        async move {
+            let work = async {
+                match task.kind.as_str() {
+                    DELETE_TASK => self.resume(&task).await,
+                    CREATE_TASK => self.inner.projects.undo(&task).await,
+                    _ => self.inner.checkouts.undo(&task).await,
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = work => {}
+            }
+        }
+        .boxed()
+    }
+
+    fn parked(self: Arc<Self>, task: Claimed) -> BoxFuture<'static, ()> {
+        async move {
+            tracing::error!(task.kind, task.subject, "this was left half-done: whoever worked on it kept dying");
+        }
+        .boxed()
+    }
+}
+
+fn note(errors: &mut Vec<serde_json::Value>, step: &str, outcome: Result<()>) {
+    if let Err(error) = outcome {
+        tracing::warn!(%error, step, "a step of a deletion failed");
+        errors.push(json!({"step": step, "message": error.message()}));
+    }
+}
+
+/// It ended meanwhile by itself, which is all that was wanted.
+fn already_over(error: Error) -> Result<()> {
+    if matches!(error.kind(), Kind::Invalid | Kind::NotFound) { Ok(()) } else { Err(error) }
+}

@@ -1,0 +1,84 @@
+//! Whether the program can do its work: no secrets, no addresses.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
+
+use sqlx::query_scalar;
+
+use crate::{database::Db, metrics::Metrics, runtime::Place};
+
+const STARTING: u8 = 0;
+const READY: u8 = 1;
+const DRAINING: u8 = 2;
+/// A database that does not answer in so long is away.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Health {
+    phase: Arc<AtomicU8>,
+    db: Db,
+    runtime: Place,
+    metrics: Metrics,
+}
+
+/// What is seen at a glance.
+pub struct Condition {
+    pub database: bool,
+    pub runtime: &'static str,
+    pub isolation: &'static str,
+    pub isolated: bool,
+    pub isolation_text: String,
+    pub phase: &'static str,
+}
+
+impl Health {
+    pub fn new(db: Db, runtime: Place, metrics: Metrics) -> Self {
+        Self { phase: Arc::default(), db, runtime, metrics }
+    }
+
+    pub fn is_ready_to_serve(&self) {
+        self.phase.store(READY, Ordering::Release);
+    }
+
+    pub fn is_draining(&self) {
+        self.phase.store(DRAINING, Ordering::Release);
+    }
+
+    /// Started, not stopping, with a database.
+    pub async fn ready(&self) -> bool {
+        self.phase.load(Ordering::Acquire) == READY && self.database().await
+    }
+
+    pub async fn condition(&self) -> Condition {
+        let isolation = self.runtime.isolation();
+        Condition {
+            database: self.database().await,
+            runtime: "local",
+            isolation: isolation.kind,
+            isolated: isolation.isolated,
+            isolation_text: isolation.text,
+            phase: match self.phase.load(Ordering::Acquire) {
+                STARTING => "starting",
+                READY => "ready",
+                _ => "draining",
+            },
+        }
+    }
+
+    /// Prometheus text.
+    pub fn metrics(&self) -> Vec<u8> {
+        let (open, idle) = self.db.usage();
+        self.metrics.render(open, idle)
+    }
+
+    async fn database(&self) -> bool {
+        let ask = async { self.db.conn().await?.scalar::<i32>(query_scalar("select 1")).await };
+        matches!(tokio::time::timeout(PATIENCE, ask).await, Ok(Ok(1)))
+    }
+}

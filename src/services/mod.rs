@@ -1,0 +1,21 @@
+//! The rules. Each service owns what it needs, opens the transactions and never mentions
+//! a status code or a header. They call one another in one order only: sessions →
+//! commands → checkouts → workspaces → projects → keys.
+
+pub mod checkouts;
+pub mod commands;
+pub mod deletion;
+pub mod following;
+pub mod git_access;
+pub mod health;
+pub mod keys;
+pub mod limits;
+pub mod output;
+pub mod projects;
+pub mod receipts;
+pub mod session_end;
+pub mod sessions;
+pub mod tickets;
+pub mod upkeep;
+pub mod watching;
+pub mod workspaces;

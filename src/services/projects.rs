@@ -1,0 +1,284 @@
+//! Projects: made whole or not at all. A creation is a task: a process that dies in the
+//! middle of one leaves it to another, which undoes it.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use serde_json::json;
+
+use super::{receipts::Answer, workspaces::Workspaces};
+use crate::{
+    database::{Conn, Db},
+    domain::{
+        api_key::GitToken,
+        branch::{BranchName, Protected},
+        clock::Clock,
+        key::Key,
+        project::{Project, ProjectSettings, ProjectStatus},
+    },
+    error::{Error, Kind, Result},
+    forge::{EmbeddedHost, Import, ImportError},
+    queue::{Claimed, Queue},
+    store::{self, streams::Kind as Log},
+    streams::{Streams, Unshown},
+};
+
+/// Leaves time for the clone into the place within the request's deadline.
+const IMPORT_LIMIT: Duration = Duration::from_secs(100);
+
+/// Pause before an undo that failed is tried again.
+const UNDO_AGAIN: Duration = Duration::from_secs(2);
+
+pub const CREATE_TASK: &str = "project.create";
+
+/// A project asked for.
+pub struct NewProject {
+    pub id: String,
+    pub settings: ProjectSettings,
+    pub default_branch: Option<BranchName>,
+    pub import_url: Option<String>,
+}
+
+/// Where this server is reached.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// By clients: base of clone and preview URLs.
+    pub public: String,
+    /// By commands in their places.
+    pub local: String,
+}
+
+#[derive(Clone)]
+pub struct Projects {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    db: Db,
+    clock: Clock,
+    queue: Queue,
+    streams: Streams,
+    forge: EmbeddedHost,
+    workspaces: Workspaces,
+    site: Site,
+    import_root: Option<PathBuf>,
+}
+
+/// What the service is made of.
+pub struct Parts {
+    pub db: Db,
+    pub clock: Clock,
+    pub queue: Queue,
+    pub streams: Streams,
+    pub forge: EmbeddedHost,
+    pub workspaces: Workspaces,
+    pub site: Site,
+    pub import_root: Option<PathBuf>,
+}
+
+impl Projects {
+    pub fn new(parts: Parts) -> Self {
+        let Parts { db, clock, queue, streams, forge, workspaces, site, import_root } = parts;
+        Self { inner: Arc::new(Inner { db, clock, queue, streams, forge, workspaces, site, import_root }) }
+    }
+
+    /// # Errors
+    /// Those of the database.
+    pub async fn find(&self, id: &str) -> Result<Option<Project>> {
+        Ok(store::projects::find(&mut self.inner.db.conn().await?, id).await?)
+    }
+
+    /// The page of projects that the key may see.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn page(&self, caller: &Key, before: Option<i64>, limit: i64) -> Result<Vec<Project>> {
+        let only = caller.project_ids.as_deref();
+        Ok(store::projects::page(&mut self.inner.db.conn().await?, only, before, limit).await?)
+    }
+
+    /// # Errors
+    /// `PROJECT_EXISTS`, `IMPORT_FAILED`, 400 for a default branch that the source lacks.
+    pub async fn create(&self, caller: &Key, new: NewProject, answer: Answer<Project>) -> Result<Project> {
+        Protected::new("", new.settings.protected_branches.as_deref().unwrap_or_default()).map_err(bad_pattern)?;
+        let now = self.inner.clock.now();
+        let mut tx = self.inner.db.begin().await?;
+        let exists = |error: crate::database::DbError| match error.constraint() {
+            Some("project_pkey") => Error::conflict("PROJECT_EXISTS", format!("a project {} exists already", new.id)),
+            _ => error.into(),
+        };
+        store::projects::insert(&mut tx, &new.id, &new.settings, now).await.map_err(exists)?;
+        store::streams::insert(&mut tx, &new.id, Log::Project, &new.id, None).await?;
+        let task = self.inner.queue.insert_owned(&mut tx, CREATE_TASK, &new.id).await?;
+        tx.commit().await?;
+        match self.carry_out(caller, &new, &task, &answer).await {
+            Ok(project) => Ok(project),
+            Err(error) => {
+                self.undo(&task).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn carry_out(
+        &self,
+        caller: &Key,
+        new: &NewProject,
+        task: &Claimed,
+        answer: &Answer<Project>,
+    ) -> Result<Project> {
+        let inner = &self.inner;
+        let branch = self.make_repository(new).await?;
+        let token = GitToken::generate(&mut rand::rng());
+        store::projects::set_read_token(&mut inner.db.conn().await?, &new.id, &token.hash()).await?;
+        inner.workspaces.provision(&new.id, &branch, &inner.site.local, token.expose()).await?;
+        let paths = inner.workspaces.runtime().paths(&new.id);
+        let now = inner.clock.now();
+        let mut tx = inner.db.begin().await?;
+        inner.queue.finish(&mut tx, task).await?;
+        let (pod, workspace, address) = (&paths.pod_name, &paths.workspace, &inner.site.local);
+        let project = store::projects::mark_running(&mut tx, &new.id, &branch, pod, workspace, address, now).await?;
+        let project = project.ok_or_else(crate::queue::stale)?;
+        answer.keep(&mut tx, &project).await?;
+        let unshown = self.activity(&mut tx, &new.id, "project.created", &new.id, Some(caller)).await?;
+        tx.commit().await?;
+        inner.streams.show(unshown);
+        Ok(project)
+    }
+
+    async fn make_repository(&self, new: &NewProject) -> Result<String> {
+        let forge = &self.inner.forge;
+        let wanted = new.default_branch.as_ref().map(BranchName::as_str);
+        let title = new.settings.name.as_deref().unwrap_or(&new.id);
+        let readme = format!("# {title}\n\n{}\n", new.settings.description.as_deref().unwrap_or(""));
+        match &new.import_url {
+            Some(url) => {
+                let import = Import {
+                    url,
+                    default_branch: wanted,
+                    import_root: self.inner.import_root.as_deref(),
+                    deadline: IMPORT_LIMIT,
+                };
+                forge.import(&new.id, import, &readme).await.map_err(import_failed)
+            }
+            None => {
+                let branch = wanted.unwrap_or("main");
+                forge.create(&new.id, branch, &readme).await.map_err(Error::internal)?;
+                Ok(branch.to_owned())
+            }
+        }
+    }
+
+    /// Takes back what a creation made. What cannot be taken back now is left to the task.
+    pub async fn undo(&self, task: &Claimed) {
+        if let Err(error) = self.try_undo(task).await {
+            tracing::warn!(%error, project.id = task.subject, "a creation is not undone yet");
+            self.inner.queue.give_back(task, UNDO_AGAIN);
+        }
+    }
+
+    async fn try_undo(&self, task: &Claimed) -> Result<()> {
+        let id = &task.subject;
+        let found = self.find(id).await?;
+        // A commit whose answer was lost has finished the task already.
+        if found.is_some_and(|project| project.status == ProjectStatus::Running) {
+            return Ok(());
+        }
+        self.inner.workspaces.remove(id).await?;
+        self.inner.forge.remove(id).await.map_err(Error::internal)?;
+        let mut tx = self.inner.db.begin().await?;
+        self.inner.queue.finish(&mut tx, task).await?;
+        store::projects::delete(&mut tx, id).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// # Errors
+    /// 400 for a pattern that cannot be used.
+    pub async fn update(&self, project: &Project, settings: &ProjectSettings) -> Result<Project> {
+        let patterns = settings.protected_branches.as_deref().unwrap_or_default();
+        Protected::new(&project.default_branch, patterns).map_err(bad_pattern)?;
+        let mut conn = self.inner.db.conn().await?;
+        let updated = store::projects::update(&mut conn, &project.id, settings, self.inner.clock.now()).await?;
+        updated.ok_or_else(|| Error::not_found("project not found"))
+    }
+
+    /// What carries the project's label on a cluster; nothing with the local runtime.
+    pub fn undeploy(&self, _: &Project) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
+    /// Tells every workspace where this server is, after a start on another address.
+    ///
+    /// # Errors
+    /// Those of the database; a workspace that cannot be told is logged and told at the next start.
+    pub async fn readdress_all(&self) -> Result<()> {
+        let all = store::projects::all(&mut self.inner.db.conn().await?).await?;
+        let now = &self.inner.site.local;
+        for project in all.iter().filter(|p| p.status == ProjectStatus::Running && p.address != *now) {
+            match self.inner.workspaces.readdress(&project.id, &project.address, now).await {
+                Ok(()) => store::projects::set_address(&mut self.inner.db.conn().await?, &project.id, now).await?,
+                Err(error) => tracing::warn!(%error, project.id, "a workspace was not told this server's address"),
+            }
+        }
+        Ok(())
+    }
+
+    /// The URL to clone from, without credentials.
+    pub fn clone_url(&self, project: &str) -> String {
+        super::workspaces::clone_url(&self.inner.site.public, project)
+    }
+
+    /// Appends to the project's activity in the caller's transaction.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn activity(
+        &self,
+        tx: &mut Conn,
+        project: &str,
+        kind: &str,
+        id: &str,
+        actor: Option<&Key>,
+    ) -> Result<Unshown> {
+        let mut data = json!({"type": kind, "id": id, "at": stamp(&self.inner.clock)});
+        if let Some(actor) = actor {
+            data["actor"] = actor.id.to_string().into();
+        }
+        record_activity(tx, &self.inner.streams, project, &data).await
+    }
+}
+
+/// Appends to a project's activity in the caller's transaction.
+///
+/// # Errors
+/// Those of the database.
+pub async fn record_activity(
+    tx: &mut Conn,
+    streams: &Streams,
+    project: &str,
+    data: &serde_json::Value,
+) -> Result<Unshown> {
+    let Some(log) = store::streams::find(tx, project, Log::Project, project).await? else {
+        return Ok(Unshown::default());
+    };
+    Ok(streams.record(tx, &log.owner, "activity", data).await?)
+}
+
+/// The time as events show it.
+pub fn stamp(clock: &Clock) -> String {
+    clock.now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
+}
+
+fn bad_pattern(error: impl std::fmt::Display) -> Error {
+    Error::invalid("protected_branches holds a pattern that cannot be used").reason(error.to_string())
+}
+
+fn import_failed(error: ImportError) -> Error {
+    match error {
+        ImportError::NoSuchBranch(name) => Error::invalid("default_branch does not exist in the source").reason(name),
+        ImportError::UnsupportedUrl(why) => Error::invalid(format!("import_url is not allowed: {why}")),
+        ImportError::Failed(why) => {
+            Error::new(Kind::BadGateway, "IMPORT_FAILED", format!("the repository could not be cloned: {why}"))
+        }
+        ImportError::Git(error) => Error::internal(error),
+    }
+}

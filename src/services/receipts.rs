@@ -1,0 +1,156 @@
+//! Idempotency keys: the first answer to a request is kept in the transaction of what it
+//! answers for, and a repeat gets it again. Secrets are never kept.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+
+use crate::{
+    database::{Conn, Db},
+    error::{Error, Kind, Result},
+    queue::Queue,
+    store,
+};
+
+/// What stands in for a secret in an answer that is kept.
+const REDACTED: &str = "[redacted]";
+
+/// Where the answer to one request is to be kept. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    key_id: Uuid,
+    digest: Arc<[u8]>,
+    kept: Arc<AtomicBool>,
+}
+
+impl Slot {
+    pub fn is_kept(&self) -> bool {
+        self.kept.load(Ordering::Acquire)
+    }
+}
+
+/// What a request with an `Idempotency-Key` meets.
+pub enum Taken {
+    /// It is the first: go on, the answer belongs into the slot.
+    First(Slot),
+    /// The stored status and body, `{"data":…}` or `{"error":…}`.
+    Again(u16, Value),
+}
+
+#[derive(Clone)]
+pub struct Receipts {
+    db: Db,
+    queue: Queue,
+}
+
+impl Receipts {
+    pub fn new(db: Db, queue: Queue) -> Self {
+        Self { db, queue }
+    }
+
+    /// Looks the key up, or takes it.
+    ///
+    /// # Errors
+    /// `IDEMPOTENCY_KEY_REUSED` with another body, `IDEMPOTENCY_IN_PROGRESS` while the first runs.
+    pub async fn take(&self, key_id: Uuid, method: &str, path: &str, key: &str, body: &[u8]) -> Result<Taken> {
+        let digest = Sha256::digest(format!("{method}\n{path}\n{key}"));
+        let body_hash = Sha256::digest(body);
+        let mut conn = self.db.conn().await?;
+        if store::idempotency::take(&mut conn, key_id, &digest, &body_hash, self.queue.process()).await? {
+            return Ok(Taken::First(Slot { key_id, digest: digest.to_vec().into(), kept: Arc::default() }));
+        }
+        let in_progress = || {
+            Error::conflict("IDEMPOTENCY_IN_PROGRESS", "the first request with this idempotency key is still running")
+                .retry_after(std::time::Duration::from_secs(1))
+        };
+        let entry = store::idempotency::find(&mut conn, key_id, &digest).await?.ok_or_else(in_progress)?;
+        if entry.body_hash != body_hash.as_slice() {
+            return Err(Error::new(
+                Kind::Mismatch,
+                "IDEMPOTENCY_KEY_REUSED",
+                "this idempotency key was used with another body; use a new key for a new request",
+            ));
+        }
+        match (entry.status, entry.answer) {
+            (Some(status), Some(answer)) => {
+                let value = serde_json::from_slice(&answer).map_err(Error::internal)?;
+                Ok(Taken::Again(u16::try_from(status).unwrap_or(200), value))
+            }
+            _ => Err(in_progress()),
+        }
+    }
+
+    /// Keeps an answer that no transaction kept.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn keep_late(&self, slot: &Slot, status: u16, body: &Value) -> Result<()> {
+        write(&mut self.db.conn().await?, slot, status, body).await
+    }
+
+    /// Forgets a request whose answer is not kept: the next one is the first.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn release(&self, slot: &Slot) -> Result<()> {
+        let mut conn = self.db.conn().await?;
+        Ok(store::idempotency::release(&mut conn, slot.key_id, &slot.digest).await?)
+    }
+}
+
+/// How a service's outcome will be shown, so that the answer can be kept in its transaction.
+pub struct Answer<T> {
+    slot: Option<Slot>,
+    status: u16,
+    secrets: &'static [&'static str],
+    #[expect(clippy::type_complexity, reason = "a function, no more")]
+    show: Box<dyn Fn(&T) -> Value + Send + Sync>,
+}
+
+impl<T> Answer<T> {
+    pub fn new(
+        slot: Option<Slot>,
+        status: u16,
+        secrets: &'static [&'static str],
+        show: impl Fn(&T) -> Value + Send + Sync + 'static,
+    ) -> Self {
+        Self { slot, status, secrets, show: Box::new(show) }
+    }
+
+    /// For work that nobody waits for.
+    pub fn none() -> Self {
+        Self::new(None, 200, &[], |_| Value::Null)
+    }
+
+    /// Keeps the answer with everything else that this transaction does.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn keep(&self, tx: &mut Conn, outcome: &T) -> Result<()> {
+        let Some(slot) = &self.slot else { return Ok(()) };
+        let mut data = (self.show)(outcome);
+        redact(&mut data, self.secrets);
+        write(tx, slot, self.status, &json!({"data": data})).await
+    }
+}
+
+/// Puts a fixed word in place of secret fields.
+pub fn redact(data: &mut Value, secrets: &[&str]) {
+    for name in secrets {
+        if let Some(field) = data.get_mut(*name) {
+            *field = REDACTED.into();
+        }
+    }
+}
+
+async fn write(c: &mut Conn, slot: &Slot, status: u16, body: &Value) -> Result<()> {
+    let bytes = body.to_string().into_bytes();
+    store::idempotency::answer(c, slot.key_id, &slot.digest, i32::from(status), &bytes).await?;
+    slot.kept.store(true, Ordering::Release);
+    Ok(())
+}

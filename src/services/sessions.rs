@@ -1,0 +1,377 @@
+//! Sessions: a checkout bound to the project's place. Making one is a row of steps, each
+//! of which can be taken back; the row of its task says that somebody is at it, and
+//! whoever finds that task without its process takes everything back.
+
+use std::{sync::Arc, time::Duration};
+
+use serde_json::json;
+use uuid::Uuid;
+
+use super::{
+    checkouts::{Checkouts, NewCheckout, Opened, later},
+    commands::Commands,
+    projects::{Site, record_activity, stamp},
+    receipts::Answer,
+    workspaces::{Workspaces, Worktree},
+};
+use crate::{
+    database::{Conn, Db, DbError},
+    domain::{
+        clock::Clock,
+        key::Key,
+        project::{Project, ProjectStatus},
+        session::{Session, SessionStatus},
+    },
+    error::{Error, Result},
+    queue::{Claimed, Queue},
+    store::{self, streams::Kind as Log},
+    streams::{Streams, Unshown},
+};
+
+/// Pause before an undo that failed is tried again.
+const UNDO_AGAIN: Duration = Duration::from_secs(2);
+
+pub const CREATE_TASK: &str = "session.create";
+pub const END_TASK: &str = "session.end";
+
+/// A session asked for.
+pub struct NewSession {
+    pub checkout: NewCheckout,
+    pub preview_port: Option<u16>,
+    pub idle_timeout: Option<Duration>,
+}
+
+/// A session, and what is shown of it this once.
+pub struct OpenedSession {
+    pub session: Session,
+    pub opened: Opened,
+}
+
+#[derive(Clone)]
+pub struct Sessions {
+    pub(super) inner: Arc<Inner>,
+}
+
+pub(super) struct Inner {
+    pub db: Db,
+    pub clock: Clock,
+    pub queue: Queue,
+    pub streams: Streams,
+    pub checkouts: Checkouts,
+    pub commands: Commands,
+    pub workspaces: Workspaces,
+    pub site: Site,
+    pub preview_domain: Option<String>,
+    /// Ports of this server's own, which are never a preview's.
+    pub own_ports: Vec<u16>,
+}
+
+/// What the service is made of.
+pub struct Parts {
+    pub db: Db,
+    pub clock: Clock,
+    pub queue: Queue,
+    pub streams: Streams,
+    pub checkouts: Checkouts,
+    pub commands: Commands,
+    pub workspaces: Workspaces,
+    pub site: Site,
+    pub preview_domain: Option<String>,
+    pub own_ports: Vec<u16>,
+}
+
+impl Sessions {
+    pub fn new(parts: Parts) -> Self {
+        let Parts { db, clock, queue, streams, checkouts, commands, workspaces, site, preview_domain, own_ports } =
+            parts;
+        let inner =
+            Inner { db, clock, queue, streams, checkouts, commands, workspaces, site, preview_domain, own_ports };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// # Errors
+    /// "session not found".
+    pub async fn get(&self, project: &str, id: Uuid) -> Result<Session> {
+        let found = store::sessions::find(&mut self.inner.db.conn().await?, project, id).await?;
+        found.ok_or_else(not_found)
+    }
+
+    /// # Errors
+    /// Those of the database.
+    pub async fn page(
+        &self,
+        project: &str,
+        status: Option<SessionStatus>,
+        before: Option<Uuid>,
+        limit: i64,
+    ) -> Result<Vec<Session>> {
+        Ok(store::sessions::page(&mut self.inner.db.conn().await?, project, status, before, limit).await?)
+    }
+
+    /// # Errors
+    /// The contract's cases, in its order.
+    pub async fn create(
+        &self,
+        caller: &Key,
+        project: &Project,
+        new: NewSession,
+        answer: Answer<OpenedSession>,
+    ) -> Result<OpenedSession> {
+        if project.status != ProjectStatus::Running {
+            return Err(Error::invalid("project pod is not running").reason("PROJECT_NOT_RUNNING"));
+        }
+        if new.preview_port.is_some_and(|port| self.inner.own_ports.contains(&port)) {
+            return Err(Error::invalid("preview_port is one of rdev's own ports"));
+        }
+        if store::sessions::one_is_alive(&mut self.inner.db.conn().await?, &project.id).await? {
+            return Err(session_exists());
+        }
+        let prepared = self.inner.checkouts.prepare(project, &new.checkout.wanted).await?;
+        let (session, opened, task) = self.insert(caller, project, &prepared, &new).await?;
+        let made = self.provision(caller, project, &prepared, session, opened, &task, &answer).await;
+        if made.is_err() {
+            self.undo(&task).await;
+        }
+        made
+    }
+
+    async fn insert(
+        &self,
+        caller: &Key,
+        project: &Project,
+        prepared: &super::checkouts::Prepared,
+        new: &NewSession,
+    ) -> Result<(Session, Opened, Claimed)> {
+        let inner = &self.inner;
+        let id = Uuid::now_v7();
+        let port = self.port(project, new.preview_port).await?;
+        let mut tx = inner.db.begin().await?;
+        let opened = inner.checkouts.insert(&mut tx, caller, project, prepared, &new.checkout, Some(id)).await?;
+        let paths = inner.workspaces.runtime().paths(&project.id);
+        let session = Session {
+            id,
+            project_id: project.id.clone(),
+            checkout_id: opened.checkout.id,
+            branch: opened.checkout.branch.clone(),
+            pod_name: paths.pod_name,
+            workspace: format!("{}/{id}", paths.sessions),
+            preview_url: self.preview_url(id),
+            preview_port: port.into(),
+            status: SessionStatus::Provisioning,
+            created_by: caller.id,
+            created_at: opened.checkout.checked_out_at,
+            expires_at: later(opened.checkout.checked_out_at, new.checkout.expires_in),
+            ended_at: None,
+            idle_ms: new.idle_timeout.and_then(|idle| i64::try_from(idle.as_millis()).ok()),
+            last_activity_at: opened.checkout.checked_out_at,
+            end_reason: None,
+            end_plan: None,
+            rescue: None,
+        };
+        store::sessions::insert(&mut tx, &session).await.map_err(collision)?;
+        store::streams::insert(&mut tx, &project.id, Log::Session, &id.to_string(), None).await?;
+        let task = inner.queue.insert_owned(&mut tx, CREATE_TASK, &id.to_string()).await?;
+        let unshown = self.activity(&mut tx, &session, "session.created", Some(caller.id)).await?;
+        tx.commit().await?;
+        inner.streams.show(unshown);
+        Ok((session, opened, task))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the steps need what was made before them")]
+    async fn provision(
+        &self,
+        caller: &Key,
+        project: &Project,
+        prepared: &super::checkouts::Prepared,
+        session: Session,
+        opened: Opened,
+        task: &Claimed,
+        answer: &Answer<OpenedSession>,
+    ) -> Result<OpenedSession> {
+        let inner = &self.inner;
+        inner.checkouts.make_branch(project, prepared).await?;
+        let id = session.id.to_string();
+        let worktree =
+            Worktree { project: &project.id, path: &session.workspace, branch: &session.branch, session: &id };
+        inner.workspaces.add_worktree(&worktree, &inner.site.local, opened.token.expose()).await?;
+        let mut tx = inner.db.begin().await?;
+        inner.queue.finish(&mut tx, task).await?;
+        if !store::checkouts::activate(&mut tx, session.checkout_id).await? {
+            return Err(crate::queue::stale());
+        }
+        let session =
+            store::sessions::activate(&mut tx, session.id, inner.clock.now()).await?.ok_or_else(crate::queue::stale)?;
+        let opened = OpenedSession { session, opened };
+        answer.keep(&mut tx, &opened).await?;
+        let mut unshown = self.activity(&mut tx, &opened.session, "session.active", Some(caller.id)).await?;
+        let checkout = &opened.opened.checkout;
+        unshown.extend(inner.checkouts.activity(&mut tx, checkout, "checkout.created", Some(caller.id)).await?);
+        tx.commit().await?;
+        inner.streams.show(unshown);
+        Ok(opened)
+    }
+
+    /// Takes back what a creation made; what cannot be taken back now is left to the task.
+    pub async fn undo(&self, task: &Claimed) {
+        if let Err(error) = self.try_undo(task).await {
+            tracing::warn!(%error, session.id = task.subject, "a session's creation is not undone yet");
+            self.inner.queue.give_back(task, UNDO_AGAIN);
+        }
+    }
+
+    async fn try_undo(&self, task: &Claimed) -> Result<()> {
+        let inner = &self.inner;
+        let id: Uuid = task.subject.parse().map_err(Error::internal)?;
+        let found = store::sessions::find_any(&mut inner.db.conn().await?, id).await?;
+        let Some(session) = found.filter(|session| session.status == SessionStatus::Provisioning) else {
+            store::tasks::finish(&mut inner.db.conn().await?, task.id, task.fence).await?;
+            return Ok(());
+        };
+        let worktree = Worktree {
+            project: &session.project_id,
+            path: &session.workspace,
+            branch: &session.branch,
+            session: &task.subject,
+        };
+        inner.workspaces.remove_worktree(&worktree).await?;
+        if let Some(checkout) = store::checkouts::find_any(&mut inner.db.conn().await?, session.checkout_id).await? {
+            inner.checkouts.remove_made_branch(&checkout).await?;
+        }
+        let mut tx = inner.db.begin().await?;
+        inner.queue.finish(&mut tx, task).await?;
+        store::checkouts::delete_pending(&mut tx, session.checkout_id).await?;
+        let now = inner.clock.now();
+        store::sessions::end(&mut tx, id, SessionStatus::Failed, "provisioning_failed", now).await?;
+        let mut unshown = self.activity(&mut tx, &session, "session.failed", None).await?;
+        unshown.extend(self.last_event(&mut tx, &session, "failed", "provisioning_failed").await?);
+        tx.commit().await?;
+        inner.streams.show(unshown);
+        Ok(())
+    }
+
+    /// The port that was asked for, the project's own where it is free, or a free one.
+    async fn port(&self, project: &Project, asked: Option<u16>) -> Result<u16> {
+        if !self.inner.workspaces.runtime().shares_ports() {
+            return Ok(asked.or_else(|| project.preview_port.and_then(|p| u16::try_from(p).ok())).unwrap_or(8080));
+        }
+        let taken = store::sessions::ports_taken(&mut self.inner.db.conn().await?).await?;
+        let is_free = |port: u16| !taken.contains(&i32::from(port)) && !self.inner.own_ports.contains(&port);
+        if let Some(port) = asked {
+            return if is_free(port) { Ok(port) } else { Err(port_in_use()) };
+        }
+        let preferred = project.preview_port.and_then(|port| u16::try_from(port).ok()).filter(|port| is_free(*port));
+        match preferred {
+            Some(port) => Ok(port),
+            None => free_port(is_free).await,
+        }
+    }
+
+    /// An origin of its own where there is a domain for previews.
+    fn preview_url(&self, id: Uuid) -> String {
+        let public = &self.inner.site.public;
+        match (&self.inner.preview_domain, public.split_once("://")) {
+            (Some(domain), Some((scheme, rest))) => {
+                let authority = rest.split('/').next().unwrap_or(rest);
+                let port = authority
+                    .rsplit_once(':')
+                    .map(|(_, port)| port)
+                    .filter(|port| port.bytes().all(|b| b.is_ascii_digit()));
+                let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+                format!("{scheme}://{id}.{domain}{port}/")
+            }
+            _ => format!("{public}/preview/{id}/"),
+        }
+    }
+
+    /// # Errors
+    /// "session is not active", "session not found".
+    pub async fn extend(
+        &self,
+        project: &str,
+        id: Uuid,
+        expires_in: Duration,
+        answer: Answer<Session>,
+    ) -> Result<Session> {
+        let inner = &self.inner;
+        let until = later(inner.clock.now(), expires_in);
+        let mut tx = inner.db.begin().await?;
+        let session = store::sessions::lock(&mut tx, project, id).await?.ok_or_else(not_found)?;
+        let extended = store::sessions::extend(&mut tx, id, until).await?.ok_or_else(not_active)?;
+        store::checkouts::extend(&mut tx, session.checkout_id, until).await?;
+        answer.keep(&mut tx, &extended).await?;
+        tx.commit().await?;
+        Ok(extended)
+    }
+
+    /// Appends to the session's log and to the project's activity.
+    pub(super) async fn activity(
+        &self,
+        tx: &mut Conn,
+        session: &Session,
+        kind: &str,
+        actor: Option<Uuid>,
+    ) -> Result<Unshown> {
+        let inner = &self.inner;
+        let mut data = json!({"type": kind, "id": session.id, "at": stamp(&inner.clock), "branch": session.branch});
+        if let Some(actor) = actor {
+            data["actor"] = actor.to_string().into();
+        }
+        let mut unshown = Unshown::default();
+        let log = store::streams::find(tx, &session.project_id, Log::Session, &session.id.to_string()).await?;
+        if let Some(log) = log {
+            unshown.extend(inner.streams.record(tx, &log.owner, "activity", &data).await?);
+        }
+        unshown.extend(record_activity(tx, &inner.streams, &session.project_id, &data).await?);
+        Ok(unshown)
+    }
+
+    /// Ends the session's log.
+    pub(super) async fn last_event(
+        &self,
+        tx: &mut Conn,
+        session: &Session,
+        status: &str,
+        reason: &str,
+    ) -> Result<Unshown> {
+        let log = store::streams::find(tx, &session.project_id, Log::Session, &session.id.to_string()).await?;
+        let Some(log) = log else { return Ok(Unshown::default()) };
+        let data = json!({"status": status, "end_reason": reason});
+        Ok(self.inner.streams.record_final(tx, &log.owner, "complete", &data).await?)
+    }
+}
+
+pub(super) fn not_found() -> Error {
+    Error::not_found("session not found")
+}
+
+pub(super) fn not_active() -> Error {
+    Error::invalid("session is not active").reason("SESSION_NOT_ACTIVE")
+}
+
+fn session_exists() -> Error {
+    Error::conflict("SESSION_EXISTS", "active session already exists for this project")
+}
+
+fn port_in_use() -> Error {
+    Error::conflict("PORT_IN_USE", "another session has this preview_port; choose another one or leave it out")
+}
+
+fn collision(error: DbError) -> Error {
+    match error.constraint() {
+        Some("session_alive") => session_exists(),
+        Some("session_port") => port_in_use(),
+        _ => error.into(),
+    }
+}
+
+/// A port that nobody listens on, by asking the system for one.
+async fn free_port(is_free: impl Fn(u16) -> bool) -> Result<u16> {
+    for _ in 0..50 {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.map_err(Error::internal)?;
+        let port = listener.local_addr().map_err(Error::internal)?.port();
+        if is_free(port) {
+            return Ok(port);
+        }
+    }
+    Err(Error::unavailable("a free port for the preview", "50 ports were taken"))
+}

@@ -1,0 +1,12 @@
+//! SQL and nothing else: free functions, one statement each, by the noun they are about.
+//! They never begin or commit; a service does, and passes the connection down.
+
+pub mod checkouts;
+pub mod commands;
+pub mod idempotency;
+pub mod keys;
+pub mod projects;
+pub mod sessions;
+pub mod settings;
+pub mod streams;
+pub mod tasks;

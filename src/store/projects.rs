@@ -1,0 +1,127 @@
+//! Projects.
+
+use chrono::{DateTime, Utc};
+use sqlx::{query, query_as, types::Json};
+
+use crate::{
+    database::{Conn, DbError},
+    domain::project::{Project, ProjectSettings, ProjectStatus},
+};
+
+pub async fn insert(
+    c: &mut Conn,
+    id: &str,
+    settings: &ProjectSettings,
+    now: DateTime<Utc>,
+) -> Result<Project, DbError> {
+    let sql = "insert into project (id, name, description, status, labels, allow_scripts, protected_branches,
+                                    preview_port, review_command, agent_command, created_at, updated_at)
+               values ($1, coalesce($2, $1), coalesce($3, ''), 'pending', coalesce($4, '{}'::jsonb), coalesce($5, true),
+                       coalesce($6, '{}'::text[]), $7, $8, $9, $10, $10)
+               returning *";
+    let query = query_as(sql)
+        .bind(id)
+        .bind(&settings.name)
+        .bind(&settings.description)
+        .bind(settings.labels.as_ref().map(Json))
+        .bind(settings.allow_scripts)
+        .bind(&settings.protected_branches)
+        .bind(settings.preview_port)
+        .bind(&settings.review_command)
+        .bind(&settings.agent_command)
+        .bind(now);
+    c.one(query).await
+}
+
+pub async fn find(c: &mut Conn, id: &str) -> Result<Option<Project>, DbError> {
+    c.optional(query_as("select * from project where id = $1").bind(id)).await
+}
+
+/// Locks the row against other starts of work in this project until the transaction ends.
+pub async fn lock(c: &mut Conn, id: &str) -> Result<Option<Project>, DbError> {
+    c.optional(query_as("select * from project where id = $1 for no key update").bind(id)).await
+}
+
+pub async fn page(
+    c: &mut Conn,
+    only: Option<&[String]>,
+    before: Option<i64>,
+    limit: i64,
+) -> Result<Vec<Project>, DbError> {
+    let sql = "select * from project
+               where ($1::text[] is null or id = any($1)) and ($2::bigint is null or seq < $2)
+               order by seq desc
+               limit $3";
+    c.all(query_as(sql).bind(only).bind(before).bind(limit)).await
+}
+
+/// All ids, for work that covers every project.
+pub async fn all(c: &mut Conn) -> Result<Vec<Project>, DbError> {
+    c.all(query_as("select * from project order by seq")).await
+}
+
+pub async fn update(
+    c: &mut Conn,
+    id: &str,
+    s: &ProjectSettings,
+    now: DateTime<Utc>,
+) -> Result<Option<Project>, DbError> {
+    let sql = "update project
+               set name = coalesce($2, name), description = coalesce($3, description), labels = coalesce($4, labels),
+                   allow_scripts = coalesce($5, allow_scripts), protected_branches = coalesce($6, protected_branches),
+                   preview_port = coalesce($7, preview_port), review_command = coalesce($8, review_command),
+                   agent_command = coalesce($9, agent_command), updated_at = $10
+               where id = $1
+               returning *";
+    let query = query_as(sql)
+        .bind(id)
+        .bind(&s.name)
+        .bind(&s.description)
+        .bind(s.labels.as_ref().map(Json))
+        .bind(s.allow_scripts)
+        .bind(&s.protected_branches)
+        .bind(s.preview_port)
+        .bind(&s.review_command)
+        .bind(&s.agent_command)
+        .bind(now);
+    c.optional(query).await
+}
+
+/// The place is there: the project runs.
+pub async fn mark_running(
+    c: &mut Conn,
+    id: &str,
+    default_branch: &str,
+    pod: &str,
+    workspace: &str,
+    address: &str,
+    now: DateTime<Utc>,
+) -> Result<Option<Project>, DbError> {
+    let sql = "update project
+               set status = 'running', default_branch = $2, pod_name = $3, workspace = $4, address = $5, updated_at = $6
+               where id = $1
+               returning *";
+    c.optional(query_as(sql).bind(id).bind(default_branch).bind(pod).bind(workspace).bind(address).bind(now)).await
+}
+
+pub async fn set_status(c: &mut Conn, id: &str, status: ProjectStatus, now: DateTime<Utc>) -> Result<bool, DbError> {
+    let sql = "update project set status = $2, updated_at = $3 where id = $1";
+    c.execute(query(sql).bind(id).bind(status).bind(now)).await.map(|n| n == 1)
+}
+
+pub async fn set_address(c: &mut Conn, id: &str, address: &str) -> Result<(), DbError> {
+    c.execute(query("update project set address = $2 where id = $1").bind(id).bind(address)).await.map(drop)
+}
+
+pub async fn set_read_token(c: &mut Conn, id: &str, hash: &[u8]) -> Result<(), DbError> {
+    c.execute(query("update project set read_token_hash = $2 where id = $1").bind(id).bind(hash)).await.map(drop)
+}
+
+/// The project whose workspace reads with this credential.
+pub async fn find_by_read_token(c: &mut Conn, hash: &[u8]) -> Result<Option<Project>, DbError> {
+    c.optional(query_as("select * from project where read_token_hash = $1").bind(hash)).await
+}
+
+pub async fn delete(c: &mut Conn, id: &str) -> Result<bool, DbError> {
+    c.execute(query("delete from project where id = $1").bind(id)).await.map(|n| n == 1)
+}

@@ -1,0 +1,148 @@
+//! Group commit: whatever waits is written in one statement as soon as none is in
+//! flight, all logs of the process together. An append is answered when it is durable,
+//! and only then shown.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Chunk, Hub, Key, Owner};
+use crate::{
+    database::{Db, DbError},
+    store::{self, streams::StoredAppend},
+};
+
+/// Appends that wait at most for the flush under way; more make their senders wait.
+const WAITING: usize = 256;
+/// Bytes written by one statement, about.
+const FLUSH_BYTES: usize = 4 << 20;
+/// First pause before a flush that failed is tried again; it doubles.
+const RETRY: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// The newest fence is held by another process: this one must let go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fenced;
+
+/// A part of a chunk's worth of events, encoded.
+#[derive(Debug, Clone)]
+pub struct Piece {
+    pub data: Bytes,
+    pub events: i64,
+    pub out_bytes: i64,
+    pub err_bytes: i64,
+}
+
+/// Output of a command, to be appended to its log (and shown in its session's).
+pub struct Append {
+    pub owner: Owner,
+    pub parent: Option<Owner>,
+    pub fence: i64,
+    /// Number of the last event before these.
+    pub base: i64,
+    /// Totals of bytes before these.
+    pub out_base: i64,
+    pub err_base: i64,
+    pub pieces: Vec<Piece>,
+}
+
+struct Waiting {
+    append: Append,
+    done: oneshot::Sender<Result<(), Fenced>>,
+}
+
+/// Handle to the writer of this process. Cheap to clone.
+#[derive(Clone)]
+pub struct Writer {
+    queue: mpsc::Sender<Waiting>,
+}
+
+impl Writer {
+    /// The handle and the loop behind it, which ends when all handles are gone.
+    pub fn new(db: Db, hub: Hub) -> (Self, impl Future<Output = ()> + Send) {
+        let (queue, waiting) = mpsc::channel(WAITING);
+        (Self { queue }, write(db, hub, waiting))
+    }
+
+    /// Answers when the events are durable, however long the database is away.
+    ///
+    /// # Errors
+    /// [`Fenced`] when somebody else holds the log now: nothing was written.
+    pub async fn append(&self, append: Append) -> Result<(), Fenced> {
+        let (done, answer) = oneshot::channel();
+        if self.queue.send(Waiting { append, done }).await.is_err() {
+            return Err(Fenced);
+        }
+        answer.await.unwrap_or(Err(Fenced))
+    }
+}
+
+async fn write(db: Db, hub: Hub, mut waiting: mpsc::Receiver<Waiting>) {
+    while let Some(first) = waiting.recv().await {
+        let mut batch = vec![first];
+        let mut bytes = weight(&batch[0]);
+        while bytes < FLUSH_BYTES
+            && let Ok(next) = waiting.try_recv()
+        {
+            bytes += weight(&next);
+            batch.push(next);
+        }
+        flush(&db, &hub, batch).await;
+    }
+}
+
+fn weight(waiting: &Waiting) -> usize {
+    waiting.append.pieces.iter().map(|piece| piece.data.len()).sum()
+}
+
+/// Writes a batch, trying for as long as the database is away: the appends are acknowledged
+/// to nobody yet, and the command's own files keep what does not fit in memory.
+async fn flush(db: &Db, hub: &Hub, batch: Vec<Waiting>) {
+    let appends: Vec<&Append> = batch.iter().map(|waiting| &waiting.append).collect();
+    let mut pause = RETRY;
+    let stored = loop {
+        match store_all(db, &appends).await {
+            Ok(stored) => break stored,
+            Err(error) => tracing::warn!(%error, "output not stored yet, again shortly"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RETRY_MAX);
+    };
+    for Waiting { append, done } in batch {
+        let outcome = match stored.iter().find(|one| one.key == append.owner.key) {
+            Some(stored) => {
+                show(hub, &append, stored.parent_base);
+                Ok(())
+            }
+            None => Err(Fenced),
+        };
+        let _gone = done.send(outcome);
+    }
+}
+
+async fn store_all(db: &Db, appends: &[&Append]) -> Result<Vec<StoredAppend>, DbError> {
+    store::streams::append_batch(&mut db.conn().await?, appends).await
+}
+
+fn show(hub: &Hub, append: &Append, parent_base: Option<i64>) {
+    let mut from = append.base + 1;
+    let mut parent_from = parent_base.map(|base| base + 1);
+    for piece in &append.pieces {
+        let to = from + piece.events - 1;
+        hub.publish(Arc::new(Chunk::own(append.owner.clone(), from, to, piece.data.clone())));
+        if let (Some(parent), Some(at)) = (&append.parent, parent_from) {
+            let until = at + piece.events - 1;
+            let command = append.owner.name.clone();
+            hub.publish(Arc::new(Chunk::of_command(parent.clone(), at, until, piece.data.clone(), command)));
+            parent_from = Some(until + 1);
+        }
+        from = to + 1;
+    }
+}
+
+impl Append {
+    pub fn key(&self) -> Key {
+        self.owner.key
+    }
+}

@@ -1,0 +1,25 @@
+//! What is kept for a time only: output, answers to idempotent requests, rows of
+//! processes that ended, and what pushes left behind in repositories.
+
+use std::time::Duration;
+
+use futures::{FutureExt as _, future::BoxFuture};
+
+use super::Chore;
+use crate::{error::Result, services::upkeep::Upkeep};
+
+pub struct Retention(pub Upkeep);
+
+impl Chore for Retention {
+    fn name(&self) -> &'static str {
+        "retention"
+    }
+
+    fn period(&self) -> Duration {
+        Duration::from_secs(300)
+    }
+
+    fn run(&self) -> BoxFuture<'_, Result<()>> {
+        self.0.sweep().boxed()
+    }
+}
