@@ -57,20 +57,20 @@ struct Edge {
 pub fn build(services: Services, trusted_proxies: Vec<ipnet::IpNet>, cors_origins: &[String]) -> Router {
     let mut document = Document::default();
     let door = services.door.clone();
-    let mut router = Router::new();
+    let mut mounted = Router::new();
     let document_slot = services.ops.document.clone();
-    router = mount(router, &mut document, &door, handlers::keys::routes(services.keys));
-    router = mount(router, &mut document, &door, projects::routes(services.projects));
-    router = mount(router, &mut document, &door, handlers::commands::routes(services.commands));
-    router = mount(router, &mut document, &door, checkouts::routes(services.checkouts));
-    router = mount(router, &mut document, &door, sessions::routes(services.sessions));
-    router = mount(router, &mut document, &door, streams::routes(services.streams));
-    router = mount(router, &mut document, &door, tickets::routes(services.tickets));
-    router = mount(router, &mut document, &door, ops::routes(services.ops));
+    mounted = mount(mounted, &mut document, &door, handlers::keys::routes(services.keys));
+    mounted = mount(mounted, &mut document, &door, projects::routes(services.projects));
+    mounted = mount(mounted, &mut document, &door, handlers::commands::routes(services.commands));
+    mounted = mount(mounted, &mut document, &door, checkouts::routes(services.checkouts));
+    mounted = mount(mounted, &mut document, &door, sessions::routes(services.sessions));
+    mounted = mount(mounted, &mut document, &door, streams::routes(services.streams));
+    mounted = mount(mounted, &mut document, &door, tickets::routes(services.tickets));
+    mounted = mount(mounted, &mut document, &door, ops::routes(services.ops));
     let document = document.render();
     let _set_once = document_slot.set(document.to_string().into());
     let edge = Edge { trusted_proxies: trusted_proxies.into() };
-    router
+    mounted
         .merge(page::router(&document))
         .merge(git::router(services.git))
         .fallback(not_found)
@@ -83,11 +83,11 @@ fn mount<S: Clone + Send + Sync + 'static>(
     router: Router,
     document: &mut Document,
     door: &Arc<Door>,
-    routes: Routes<S>,
+    table: Routes<S>,
 ) -> Router {
-    let (mounted, described) = routes.build(door);
+    let (endpoints, described) = table.build(door);
     document.merge(described);
-    router.merge(mounted)
+    router.merge(endpoints)
 }
 
 fn cors(origins: &[String]) -> CorsLayer {
@@ -125,7 +125,7 @@ async fn edge_of_request(State(edge): State<Edge>, mut request: Request, next: N
     };
     response.headers_mut().insert(REQUEST_ID.clone(), HeaderValue::try_from(&*id).expect("an id is a header"));
     let status = response.status().as_u16();
-    let took = started.elapsed().as_millis() as u64;
+    let took = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     tracing::debug!(request.id = %id, http.method = %method, http.path = path, http.status = status, duration_ms = took, "request");
     response
 }

@@ -146,7 +146,7 @@ impl Attached {
                 match looked.await {
                     Ok(Ok(true)) => tracing::warn!("the embedded PostgreSQL had crashed and was started again"),
                     Ok(Err(error)) => {
-                        tracing::error!(error, "the embedded PostgreSQL crashed and did not come back yet")
+                        tracing::error!(error, "the embedded PostgreSQL crashed and did not come back yet");
                     }
                     _ => {}
                 }

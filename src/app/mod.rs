@@ -29,6 +29,11 @@ use crate::{
 /// How long attempts may take to let go once they are told to.
 const LET_GO: Duration = Duration::from_secs(5);
 
+/// Told the address.
+pub type Announce = Box<dyn FnOnce(&str) + Send>;
+/// Told the first admin key and the file that it is kept in.
+pub type TellFirstKey = Box<dyn FnOnce(&ApiKey, &std::path::Path) + Send>;
+
 /// What an app is started with.
 pub struct Options {
     pub config: Config,
@@ -36,9 +41,9 @@ pub struct Options {
     /// This program, which runs itself for supervisors, hooks and the embedded database.
     pub exe: PathBuf,
     /// Called once with the address, when clients may come.
-    pub announce: Box<dyn FnOnce(&str) + Send>,
+    pub announce: Announce,
     /// Called with a first admin key and the file it was written to.
-    pub first_key: Box<dyn FnOnce(&ApiKey, &std::path::Path) + Send>,
+    pub first_key: TellFirstKey,
 }
 
 /// A server that runs.
@@ -142,27 +147,22 @@ impl App {
         self.attached.stop().await;
     }
 
-    /// `RDEV_STOP_COMMANDS=end`: commands end before their followers do.
+    /// `RDEV_STOP_COMMANDS=end`: the commands that this process follows end before it does.
     async fn end_commands(&self) {
-        let Ok(mut conn) = self.db.conn().await else { return };
-        let projects = store::projects::all(&mut conn).await.unwrap_or_default();
-        drop(conn);
-        for project in projects {
-            if let Err(error) = self.built.commands.end_all(&project.id, None, EndAsked::ServerStopped).await {
-                tracing::warn!(%error, project.id, "commands run on");
-            }
+        if let Err(error) = self.built.commands.end_followed(self.lease.id(), EndAsked::ServerStopped).await {
+            tracing::warn!(%error, "commands run on");
         }
     }
 }
 
 /// Said once, by whoever comes first.
 struct Announcement {
-    say: std::sync::Mutex<Option<Box<dyn FnOnce(&str) + Send>>>,
+    say: std::sync::Mutex<Option<Announce>>,
     url: String,
 }
 
 impl Announcement {
-    fn new(say: Box<dyn FnOnce(&str) + Send>, url: String) -> Self {
+    fn new(say: Announce, url: String) -> Self {
         Self { say: std::sync::Mutex::new(Some(say)), url }
     }
 
@@ -205,15 +205,12 @@ async fn join_processes(db: &Db, lease: &Lease, data_dir: &DataDir) -> Result<Pr
         Ok::<_, crate::database::DbError>(())
     };
     join.await.map_err(|error| Why::Failed(format!("the database refused this process: {error}")))?;
-    ProcessLock::sweep(data_dir);
+    let swept = ProcessLock::sweep(data_dir);
+    tracing::debug!(count = swept.len(), "locks of processes that ended were removed");
     Ok(lock)
 }
 
-async fn make_first_key(
-    built: &Built,
-    config: &Config,
-    say: Box<dyn FnOnce(&ApiKey, &std::path::Path) + Send>,
-) -> Result<(), Why> {
+async fn make_first_key(built: &Built, config: &Config, say: TellFirstKey) -> Result<(), Why> {
     if config.admin_key.is_some() {
         return Ok(());
     }
@@ -249,7 +246,7 @@ fn base_url(address: SocketAddr) -> String {
     let host = match address.ip() {
         ip if ip.is_unspecified() => "127.0.0.1".to_owned(),
         std::net::IpAddr::V6(ip) => format!("[{ip}]"),
-        ip => ip.to_string(),
+        std::net::IpAddr::V4(ip) => ip.to_string(),
     };
     format!("http://{host}:{}", address.port())
 }

@@ -73,7 +73,7 @@ impl Config {
             listen: s.parsed("RDEV_LISTEN", "an address such as 127.0.0.1:8080", listen_address)?,
             public_url: s.optional("RDEV_PUBLIC_URL", "an http:// or https:// URL", base_url)?,
             data_dir: PathBuf::from(s.text("RDEV_DATA_DIR")),
-            admin_key: s.optional("RDEV_ADMIN_KEY", "a key as `rdev keys create` makes them", |t| ApiKey::parse(t))?,
+            admin_key: s.optional("RDEV_ADMIN_KEY", "a key as `rdev keys create` makes them", ApiKey::parse)?,
             rate_limit: s.number("RDEV_RATE_LIMIT")?,
             auth_failure_limit: s.number("RDEV_AUTH_FAILURE_LIMIT")?,
             trusted_proxies: s.list("RDEV_TRUSTED_PROXIES", "CIDRs such as 10.0.0.0/8, comma-separated", cidr)?,

@@ -35,7 +35,7 @@ impl GitArgsError {
     pub fn token(&self) -> Option<&str> {
         match self {
             Self::Rejected { token } => Some(token),
-            _ => None,
+            Self::Empty => None,
         }
     }
 

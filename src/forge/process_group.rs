@@ -56,6 +56,7 @@ impl Drop for ProcessGroup {
             return;
         }
         match tokio::runtime::Handle::try_current() {
+            #[expect(clippy::disallowed_methods, reason = "the end of a group must not wait for whoever dropped it")]
             Ok(runtime) => drop(runtime.spawn(async move { end(&mut child).await })),
             Err(_) => signal(&child, Signal::SIGKILL),
         }

@@ -42,8 +42,8 @@ const CANCEL: &[Scope] = &[Scope::ProjectsExecute, Scope::SessionsExecute];
 /// Longest single argument that Linux passes on.
 const ARGUMENT_MAX: usize = 131_071;
 const STDIN_MAX: usize = 1 << 20;
-const TIMEOUT_DEFAULT: Duration = Duration::from_secs(600);
-const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
+const TIMEOUT_DEFAULT: Duration = Duration::from_mins(10);
+const TIMEOUT_MAX: Duration = Duration::from_hours(24);
 
 pub fn routes(commands: Commands) -> Routes<Commands> {
     let start = Rule::any(EXECUTE, STANDARD).body(BodyLimit::COMMAND);
@@ -306,8 +306,8 @@ async fn git(
         Some(token) => Error::invalid(error.to_string()).code("COMMAND_REJECTED").detail("token", token),
         None => Error::invalid(error.to_string()),
     })?;
-    let argv = std::iter::once("git".to_owned()).chain(args).collect();
-    let asked = body.value.common.parse(CommandKind::Git, Program::Args(argv), body.hash)?;
+    let words = std::iter::once("git".to_owned()).chain(args).collect();
+    let asked = body.value.common.parse(CommandKind::Git, Program::Args(words), body.hash)?;
     run(&commands, &caller, &project, None, asked, once).await
 }
 
@@ -377,10 +377,11 @@ async fn list(
     Query(query): Query<CommandQuery>,
 ) -> Result<Paged<CommandList>> {
     let (before, limit) = query.page.parse()?;
-    let session = match query.session_id.as_deref().filter(|text| !text.is_empty()) {
-        None => None,
-        Some(text) => Some(ids::uuid_from_path(text).unwrap_or_default()),
-    };
+    let session = query
+        .session_id
+        .as_deref()
+        .filter(|text| !text.is_empty())
+        .map(|text| ids::uuid_from_path(text).unwrap_or_default());
     let filter = Filter {
         status: one_of("status", query.status.as_deref())?,
         session,

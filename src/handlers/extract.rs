@@ -126,10 +126,14 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
 impl<T: ToSchema> Describe for Query<T> {
     fn describe(operation: &mut Operation) {
         let schema = super::describe::inline::<T>();
-        let Some(properties) = schema["properties"].as_object() else { return };
-        for (name, property) in properties {
+        // A flattened part stands beside the own properties.
+        let parts = schema["allOf"].as_array().cloned().unwrap_or_else(|| vec![schema]);
+        let resolved = parts
+            .iter()
+            .map(|part| if part.get("$ref").is_some() { super::describe::inline::<PageQuery>() } else { part.clone() });
+        for (name, property) in resolved.flat_map(|part| part["properties"].as_object().cloned().unwrap_or_default()) {
             let help = property["description"].as_str().unwrap_or_default().to_owned();
-            operation.query(name, property.clone(), &help);
+            operation.query(&name, property, &help);
         }
     }
 }

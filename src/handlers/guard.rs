@@ -111,7 +111,7 @@ impl BodyLimit {
 pub struct ByTicket;
 
 /// Extra time that a handler asks for, on top of the route's deadline: `wait`.
-pub const WAIT_MAX: Duration = Duration::from_secs(60);
+pub const WAIT_MAX: Duration = Duration::from_mins(1);
 
 /// What the guard needs.
 pub struct Door {
@@ -341,9 +341,14 @@ fn with_allowance(mut response: Response, allowance: Option<Allowance>) -> Respo
         let headers = response.headers_mut();
         headers.insert("x-ratelimit-limit", HeaderValue::from(allowance.limit));
         headers.insert("x-ratelimit-remaining", HeaderValue::from(allowance.remaining));
-        headers.insert("x-ratelimit-reset", HeaderValue::from(allowance.reset.as_secs_f64().ceil() as u64));
+        headers.insert("x-ratelimit-reset", HeaderValue::from(whole_seconds(allowance.reset)));
     }
     response
+}
+
+/// Rounded up.
+pub fn whole_seconds(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
 
 /// The client's address: the peer's, or, behind trusted proxies, the rightmost that is none of theirs.

@@ -203,7 +203,7 @@ async fn rotate(
     body: Body<RotateKey>,
 ) -> Result<Created<KeyView>> {
     let overlap = match body.value.overlap.as_deref() {
-        None | Some("") => std::time::Duration::from_secs(3600),
+        None | Some("") => std::time::Duration::from_hours(1),
         Some(text) => {
             durations::parse_overlap(text).map_err(|_| Error::invalid("overlap must be a duration from 0s to 30d"))?
         }

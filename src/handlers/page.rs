@@ -19,10 +19,10 @@ pub fn router(document: &Value) -> Router {
         its condition is at <a href=\"/health\">/health</a>.</p>",
     );
     let docs = page("rdev: routes", &table(document));
-    Router::new().route("/", get(move || show(home.clone()))).route("/docs", get(move || show(docs.clone())))
+    Router::new().route("/", get(async move || show(home))).route("/docs", get(async move || show(docs)))
 }
 
-async fn show(html: String) -> ([(HeaderName, HeaderValue); 2], Html<String>) {
+fn show(html: String) -> ([(HeaderName, HeaderValue); 2], Html<String>) {
     let csp = (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(CSP));
     let nosniff = (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     ([csp, nosniff], Html(html))

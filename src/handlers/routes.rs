@@ -21,7 +21,7 @@ use super::{
 pub const FAST_LOOKUP: Duration = Duration::from_secs(5);
 pub const LOOKUP: Duration = Duration::from_secs(10);
 pub const STANDARD: Duration = Duration::from_secs(30);
-pub const ORCHESTRATION: Duration = Duration::from_secs(120);
+pub const ORCHESTRATION: Duration = Duration::from_mins(2);
 
 /// Endpoints over one service (or a few) as their state.
 pub struct Routes<S> {

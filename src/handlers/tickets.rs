@@ -23,7 +23,7 @@ use crate::{
 
 const ANY: &[Scope] = &[Scope::ProjectsRead, Scope::SessionsRead];
 const DEFAULT: TimeDelta = TimeDelta::minutes(10);
-const MAX: std::time::Duration = std::time::Duration::from_secs(3600);
+const MAX: std::time::Duration = std::time::Duration::from_hours(1);
 
 #[derive(Clone)]
 pub struct Service {

@@ -26,6 +26,12 @@ pub struct Lease {
     current: Arc<Mutex<(Uuid, CancellationToken)>>,
 }
 
+impl Default for Lease {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Lease {
     /// A lease that is not registered yet.
     pub fn new() -> Self {

@@ -154,8 +154,8 @@ impl Commands {
             Some("stream_name") => id_conflict(),
             _ => error.into(),
         })?;
-        let mut command = self.record(caller, project, session, new, &id, stream, now);
-        let launch = self.launch(project, session, new, &command, later(now, new.timeout));
+        let mut command = Self::record(caller, project, session, new, &id, stream, now);
+        let launch = Self::launch(project, session, new, &command, later(now, new.timeout));
         command.seq = store::commands::insert(&mut tx, &command, &launch).await?;
         let task = inner.queue.insert_owned(&mut tx, FOLLOW_TASK, &stream.to_string()).await?;
         if let Some(session) = session {
@@ -199,7 +199,6 @@ impl Commands {
 
     #[expect(clippy::too_many_arguments, reason = "each is a column")]
     fn record(
-        &self,
         caller: &Key,
         project: &Project,
         session: Option<&Session>,
@@ -237,7 +236,6 @@ impl Commands {
     }
 
     fn launch(
-        &self,
         project: &Project,
         session: Option<&Session>,
         new: &NewCommand,
@@ -329,6 +327,27 @@ impl Commands {
             let (stream, _) = running[0];
             self.sleep_or_ring(stream, Duration::from_millis(300)).await;
         }
+    }
+
+    /// Ends what a process follows, at its orderly stop, and waits until it has.
+    ///
+    /// # Errors
+    /// Those of the database and of the runtime; unavailable when something still runs after its grace.
+    pub async fn end_followed(&self, process: Uuid, why: EndAsked) -> Result<()> {
+        let followed = store::commands::followed_by(&mut self.inner.db.conn().await?, process, FOLLOW_TASK).await?;
+        for (project, stream, command_id) in &followed {
+            self.ask_end(project, *stream, command_id, why).await?;
+        }
+        let deadline = tokio::time::Instant::now() + self.inner.kill_grace + Duration::from_secs(5);
+        for (project, stream, command_id) in followed {
+            while self.get(&project, &command_id).await?.status == CommandStatus::Running {
+                if tokio::time::Instant::now() >= deadline {
+                    return Err(Error::unavailable("the end of running commands", "some still run"));
+                }
+                self.sleep_or_ring(stream, Duration::from_millis(200)).await;
+            }
+        }
+        Ok(())
     }
 
     /// Waits for the end of a command, at most so long; answers it as it then is.

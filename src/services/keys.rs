@@ -145,8 +145,7 @@ impl Keys {
             let Some(key) = known.filter(|key| key.is_live(now)) else { return };
             // A clock that is set forward is noticed within two seconds.
             let left = key.expires_at.map_or(Duration::MAX, |end| (end - now).to_std().unwrap_or_default());
-            let nap =
-                if key.expires_at.is_some() { left.min(Duration::from_secs(2)) } else { Duration::from_secs(3600) };
+            let nap = if key.expires_at.is_some() { left.min(Duration::from_secs(2)) } else { Duration::from_hours(1) };
             tokio::select! {
                 _ = changed.changed() => {}
                 () = tokio::time::sleep(nap) => {}

@@ -108,7 +108,6 @@ pub struct Answer<T> {
     slot: Option<Slot>,
     status: u16,
     secrets: &'static [&'static str],
-    #[expect(clippy::type_complexity, reason = "a function, no more")]
     show: Box<dyn Fn(&T) -> Value + Send + Sync>,
 }
 

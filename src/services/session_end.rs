@@ -155,7 +155,7 @@ impl Sessions {
                 // Somebody else was quicker.
                 Err(error) if error.kind() == Kind::Invalid => {}
                 Err(error) => {
-                    tracing::warn!(%error, session.id = %session.id, "a session that expired has not ended yet")
+                    tracing::warn!(%error, session.id = %session.id, "a session that expired has not ended yet");
                 }
                 Ok(_) => {}
             }

@@ -13,7 +13,7 @@ use crate::{
 
 /// For a clone of a large repository.
 const CLONE_LIMIT: Duration = Duration::from_secs(100);
-const STEP_LIMIT: Duration = Duration::from_secs(60);
+const STEP_LIMIT: Duration = Duration::from_mins(1);
 
 /// What git asks for a credential, confined to this server's address. The token is in a file of
 /// its own, so a new address needs no new token.

@@ -82,8 +82,17 @@ pub async fn running(c: &mut Conn, project: &str, session: Option<Uuid>) -> Resu
     c.all(query_as(sql).bind(project).bind(session)).await
 }
 
-pub async fn count_running_everywhere(c: &mut Conn) -> Result<i64, DbError> {
-    c.scalar(query_scalar("select count(*) from command where status = 'running'")).await
+/// Running commands whose task a process holds: project, stream, id.
+pub async fn followed_by(c: &mut Conn, process: Uuid, task: &str) -> Result<Vec<(String, i64, String)>, DbError> {
+    let sql = "select c.project_id, c.stream, c.command_id
+               from task t join command c on c.stream = t.subject::bigint
+               where t.owner = $1 and t.kind = $2 and c.status = 'running'";
+    c.all(query_as(sql).bind(process).bind(task)).await
+}
+
+/// Keys of the logs of commands that run.
+pub async fn running_streams(c: &mut Conn) -> Result<Vec<i64>, DbError> {
+    c.scalars(query_scalar("select stream from command where status = 'running'")).await
 }
 
 /// Asks for the end of a running command; the first reason stands. Answers the reason in force.

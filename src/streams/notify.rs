@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    fmt::Write as _,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -66,7 +67,7 @@ pub async fn tell_others(db: Db, outbox: Outbox, me: Uuid, stop: CancellationTok
         }
         let mut payload = me.to_string();
         for (key, n) in news {
-            payload.push_str(&format!(" {key}:{n}"));
+            write!(payload, " {key}:{n}").expect("writing to a String succeeds");
         }
         // Lost news are found by the look that every process takes each second.
         if let Err(error) = send(&db, &payload).await {

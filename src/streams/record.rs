@@ -42,7 +42,9 @@ fn put(into: &mut Vec<u8>, tag: u8, parts: &[&[u8]]) {
     let length: usize = parts.iter().map(|part| part.len()).sum();
     into.push(tag);
     into.extend_from_slice(&u32::try_from(length).expect("an event is far below 4 GiB").to_le_bytes());
-    parts.iter().for_each(|part| into.extend_from_slice(part));
+    for part in parts {
+        into.extend_from_slice(part);
+    }
 }
 
 /// Reads a chunk's events in order. Stops at what it cannot read.

@@ -16,7 +16,7 @@ impl Chore for Retention {
     }
 
     fn period(&self) -> Duration {
-        Duration::from_secs(300)
+        Duration::from_mins(5)
     }
 
     fn run(&self) -> BoxFuture<'_, Result<()>> {

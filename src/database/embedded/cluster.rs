@@ -10,17 +10,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
 use nix::unistd::{User, geteuid};
 
-use super::binaries::Binaries;
-use super::{DATABASE, POLL, ROLE};
-use crate::data_dir::{can_enter, ensure_folder, fault, short_hash, sync_folder, write_private};
-use crate::database::postgres_child::{Account, Launcher};
+use super::POLL;
+use crate::data_dir::{can_enter, ensure_folder, fault, short_hash};
+use crate::database::postgres_child::Account;
 
 /// What a path has to leave free for `/.s.PGSQL.5432` and the closing zero in the kernel's 108 bytes.
 const LONGEST_SOCKET_DIR: usize = 108 - 1 - "/.s.PGSQL.65535".len();

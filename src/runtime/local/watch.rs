@@ -74,18 +74,11 @@ impl Drop for Watched {
 
 async fn ring(inotify: &AsyncFd<Source>, bells: &Weak<Bells>) {
     while let Ok(mut ready) = inotify.readable().await {
-        loop {
-            match inotify.get_ref().0.read_events() {
-                Ok(events) => {
-                    let Some(bells) = bells.upgrade() else { return };
-                    let bells = lock(&bells);
-                    for event in events {
-                        if let Some(bell) = bells.get(&event.wd).and_then(Weak::upgrade) {
-                            bell.notify_one();
-                        }
-                    }
-                }
-                Err(_) => break,
+        while let Ok(events) = inotify.get_ref().0.read_events() {
+            let Some(bells) = bells.upgrade() else { return };
+            let bells = lock(&bells);
+            for bell in events.iter().filter_map(|event| bells.get(&event.wd)?.upgrade()) {
+                bell.notify_one();
             }
         }
         ready.clear_ready();
