@@ -40,7 +40,8 @@ use crate::{
 
 /// Connections at once; more wait in the backlog.
 const CONNECTIONS: usize = 8192;
-const HEADER_TIMEOUT: Duration = Duration::from_secs(20);
+/// For a request's header, from the first byte on and between two requests of a connection.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 const BUFFER: usize = 32 << 10;
 /// How long a request for a stream waits for the start to finish.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -20,7 +20,7 @@ use crate::{
     metrics::Metrics,
     queue::{Lease, Perform, Queue, Worker},
     router,
-    runtime::{self, LocalOptions},
+    runtime::{self, LocalOptions, Place},
     services::{
         checkouts::Checkouts,
         commands::{self, Commands, Quotas},
@@ -79,89 +79,180 @@ pub struct Built {
     chores: Vec<Arc<dyn Chore>>,
 }
 
+/// What all rules stand on.
+struct Ground {
+    db: Db,
+    clock: Clock,
+    metrics: Metrics,
+    queue: Queue,
+    outbox: Outbox,
+    streams: Streams,
+    place: Place,
+    forge: EmbeddedHost,
+    workspaces: Workspaces,
+    keys: Keys,
+    site: Site,
+}
+
+/// The services that have rules of their own, from the bottom up.
+struct Rules {
+    projects: Projects,
+    access: GitAccess,
+    checkouts: Checkouts,
+    following: Following,
+    commands: Commands,
+    sessions: Sessions,
+    deletion: Deletion,
+}
+
 /// Wires everything.
 ///
 /// # Errors
 /// One clear line.
 pub async fn build(given: Ingredients<'_>, background: &TaskTracker) -> Result<Built, Why> {
-    let Ingredients { config, clock, exe, data_dir, address, db, lease, stop } = given;
-    let metrics = Metrics::new();
-    let queue = Queue::new(db.clone(), lease);
+    let ground = ground(&given, background).await?;
+    let rules = rules(&ground, given.config, given.address);
+    let health = Health::new(ground.db.clone(), ground.place.clone(), ground.metrics.clone());
+    let tickets = Tickets::new(ticket_secret(&ground.db).await?, ground.clock.clone());
+    let requests = TaskTracker::new();
+    let router = mount(&ground, &rules, &given, &health, tickets, &requests);
+    let upkeep = Upkeep::new(
+        ground.db.clone(),
+        ground.clock.clone(),
+        ground.forge.clone(),
+        ground.place.clone(),
+        given.config.output_retention,
+    );
+    let Rules { projects, checkouts, following, commands, sessions, deletion, .. } = rules;
+    Ok(Built {
+        router,
+        keys: ground.keys.clone(),
+        projects,
+        commands,
+        queue: ground.queue,
+        forge: ground.forge,
+        health,
+        data_dir: given.data_dir,
+        requests,
+        clock: ground.clock,
+        metrics: ground.metrics,
+        db: ground.db,
+        hub: ground.streams.hub,
+        outbox: ground.outbox,
+        performers: vec![Arc::new(following), Arc::new(sessions.clone()), Arc::new(deletion)],
+        chores: vec![
+            Arc::new(CheckoutExpiry(checkouts)),
+            Arc::new(SessionExpiry(sessions)),
+            Arc::new(KeyUpkeep(ground.keys)),
+            Arc::new(Retention(upkeep)),
+        ],
+    })
+}
+
+async fn ground(given: &Ingredients<'_>, background: &TaskTracker) -> Result<Ground, Why> {
+    let (config, db, clock) = (given.config, given.db.clone(), given.clock.clone());
+    let queue = Queue::new(db.clone(), given.lease.clone());
     let outbox = Outbox::default();
     let hub = Hub::new(outbox.clone());
     let (writer, writing) = Writer::new(db.clone(), hub.clone());
     background.spawn(writing);
-    let streams = Streams::new(db.clone(), hub.clone(), writer);
-    let place = runtime::open(LocalOptions {
-        data_dir: data_dir.clone(),
-        exe: exe.clone(),
+    let place = runtime::open(local_options(config, given))
+        .map_err(|error| Why::Failed(format!("RDEV_LOCAL_SANDBOX: {error}")))?;
+    let forge = EmbeddedHost::open(given.data_dir.git(), given.exe.clone()).await;
+    Ok(Ground {
+        metrics: Metrics::new(),
+        streams: Streams::new(db.clone(), hub, writer),
+        forge: forge.map_err(|error| Why::Failed(error.to_string()))?,
+        workspaces: Workspaces::new(place.clone()),
+        keys: Keys::new(db.clone(), clock.clone(), queue.clone(), config.admin_key.clone()),
+        site: site(config, given.address),
+        db,
+        clock,
+        queue,
+        outbox,
+        place,
+    })
+}
+
+fn local_options(config: &Config, given: &Ingredients<'_>) -> LocalOptions {
+    LocalOptions {
+        data_dir: given.data_dir.clone(),
+        exe: given.exe.clone(),
         sandbox: config.sandbox,
         path: config.path.clone(),
         home: config.home.clone(),
         command_env: config.command_env.clone(),
         kill_grace: config.kill_grace,
         output_limit: config.output_limit,
-    })
-    .map_err(|error| Why::Failed(format!("RDEV_LOCAL_SANDBOX: {error}")))?;
-    let forge = EmbeddedHost::open(data_dir.git(), exe).await.map_err(|error| Why::Failed(error.to_string()))?;
-    let site = site(config, address);
-    let workspaces = Workspaces::new(place.clone());
-    let keys = Keys::new(db.clone(), clock.clone(), queue.clone(), config.admin_key.clone());
+    }
+}
+
+fn rules(ground: &Ground, config: &Config, address: SocketAddr) -> Rules {
+    let Ground { db, clock, metrics, queue, streams, place, forge, workspaces, keys, site, .. } = ground;
+    let (db, clock, queue, streams) = (|| db.clone(), || clock.clone(), || queue.clone(), || streams.clone());
     let projects = Projects::new(projects::Parts {
-        db: db.clone(),
-        clock: clock.clone(),
-        queue: queue.clone(),
-        streams: streams.clone(),
+        db: db(),
+        clock: clock(),
+        queue: queue(),
+        streams: streams(),
         forge: forge.clone(),
         workspaces: workspaces.clone(),
         site: site.clone(),
         import_root: config.import_root.clone(),
     });
-    let access = GitAccess::new(db.clone(), clock.clone(), keys.clone(), &forge);
-    let checkouts =
-        Checkouts::new(db.clone(), clock.clone(), queue.clone(), streams.clone(), forge.clone(), projects.clone());
-    let following =
-        Following::new(db.clone(), clock.clone(), queue.clone(), streams.clone(), place.clone(), metrics.clone());
+    let checkouts = Checkouts::new(db(), clock(), queue(), streams(), forge.clone(), projects.clone());
+    let following = Following::new(db(), clock(), queue(), streams(), place.clone(), metrics.clone());
     let commands = Commands::new(commands::Parts {
-        db: db.clone(),
-        clock: clock.clone(),
-        queue: queue.clone(),
-        streams: streams.clone(),
+        db: db(),
+        clock: clock(),
+        queue: queue(),
+        streams: streams(),
         runtime: place.clone(),
         following: following.clone(),
         quotas: Quotas { project: config.commands_per_project, session: config.commands_per_session },
         kill_grace: config.kill_grace,
     });
-    let own_ports = std::iter::once(address.port()).chain(config.metrics_listen.map(|at| at.port())).collect();
     let sessions = Sessions::new(sessions::Parts {
-        db: db.clone(),
-        clock: clock.clone(),
-        queue: queue.clone(),
-        streams: streams.clone(),
+        db: db(),
+        clock: clock(),
+        queue: queue(),
+        streams: streams(),
         checkouts: checkouts.clone(),
         commands: commands.clone(),
         workspaces: workspaces.clone(),
-        preview_domain: preview_domain(config, &site),
-        site,
-        own_ports,
+        preview_domain: preview_domain(config, site),
+        site: site.clone(),
+        own_ports: std::iter::once(address.port()).chain(config.metrics_listen.map(|at| at.port())).collect(),
     });
     let deletion = Deletion::new(deletion::Parts {
-        db: db.clone(),
-        clock: clock.clone(),
-        queue: queue.clone(),
-        streams: streams.clone(),
+        db: db(),
+        clock: clock(),
+        queue: queue(),
+        streams: streams(),
         forge: forge.clone(),
         projects: projects.clone(),
-        workspaces,
+        workspaces: workspaces.clone(),
         checkouts: checkouts.clone(),
         commands: commands.clone(),
         sessions: sessions.clone(),
         metrics: metrics.clone(),
     });
-    let health = Health::new(db.clone(), place, metrics.clone());
+    let access = GitAccess::new(db(), clock(), keys.clone(), forge);
+    Rules { projects, access, checkouts, following, commands, sessions, deletion }
+}
+
+fn mount(
+    ground: &Ground,
+    rules: &Rules,
+    given: &Ingredients<'_>,
+    health: &Health,
+    tickets: Tickets,
+    requests: &TaskTracker,
+) -> Router {
+    let Ground { db, clock, metrics, queue, streams, forge, keys, .. } = ground;
+    let Rules { projects, access, checkouts, commands, sessions, deletion, .. } = rules;
+    let config = given.config;
     let limits = Limits::new(clock.clone(), config.rate_limit, config.auth_failure_limit, config.streams_per_key);
-    let tickets = Tickets::new(ticket_secret(&db).await?, clock.clone());
-    let requests = TaskTracker::new();
     let door = Arc::new(Door {
         keys: keys.clone(),
         limits: limits.clone(),
@@ -171,73 +262,45 @@ pub async fn build(given: Ingredients<'_>, background: &TaskTracker) -> Result<B
         metrics: metrics.clone(),
         requests: requests.clone(),
     });
-    let watching = Watching::new(db.clone(), streams, keys.clone(), limits, metrics.clone(), stop);
-    let upkeep = Upkeep::new(db.clone(), clock.clone(), forge.clone(), config.output_retention);
+    let watching =
+        Watching::new(db.clone(), streams.clone(), keys.clone(), limits, metrics.clone(), given.stop.clone());
     let min_expires_in = config.min_expires_in;
-    let router = router::build(
-        router::Services {
-            keys: keys.clone(),
-            projects: handlers::projects::Service { projects: projects.clone(), deletion: deletion.clone() },
-            commands: commands.clone(),
-            checkouts: handlers::checkouts::Service {
-                checkouts: checkouts.clone(),
-                sessions: sessions.clone(),
-                min_expires_in,
-            },
-            sessions: handlers::sessions::Service {
-                sessions: sessions.clone(),
-                checkouts: checkouts.clone(),
-                commands: commands.clone(),
-                min_expires_in,
-            },
-            streams: handlers::streams::Service {
-                watching,
-                commands: commands.clone(),
-                sessions: sessions.clone(),
-                outputs: Outputs::new(db.clone()),
-            },
-            tickets: handlers::tickets::Service {
-                tickets,
-                projects: projects.clone(),
-                sessions: sessions.clone(),
-                clock: clock.clone(),
-            },
-            git: handlers::git::Service { access, forge: forge.clone(), door: door.clone() },
-            ops: handlers::ops::Service {
-                health: health.clone(),
-                document: Arc::new(OnceLock::new()),
-                serve_metrics: config.metrics_listen.is_none(),
-            },
-            door,
+    let services = router::Services {
+        keys: keys.clone(),
+        projects: handlers::projects::Service { projects: projects.clone(), deletion: deletion.clone() },
+        commands: commands.clone(),
+        checkouts: handlers::checkouts::Service {
+            checkouts: checkouts.clone(),
+            sessions: sessions.clone(),
+            min_expires_in,
         },
-        config.trusted_proxies.clone(),
-        &config.cors_origins,
-    );
-    let performers: Vec<Arc<dyn Perform>> = vec![Arc::new(following), Arc::new(sessions.clone()), Arc::new(deletion)];
-    let chores: Vec<Arc<dyn Chore>> = vec![
-        Arc::new(CheckoutExpiry(checkouts)),
-        Arc::new(SessionExpiry(sessions)),
-        Arc::new(KeyUpkeep(keys.clone())),
-        Arc::new(Retention(upkeep)),
-    ];
-    Ok(Built {
-        router,
-        keys,
-        projects,
-        commands,
-        queue,
-        forge,
-        health,
-        data_dir,
-        requests,
-        clock,
-        metrics,
-        db,
-        hub,
-        outbox,
-        performers,
-        chores,
-    })
+        sessions: handlers::sessions::Service {
+            sessions: sessions.clone(),
+            checkouts: checkouts.clone(),
+            commands: commands.clone(),
+            min_expires_in,
+        },
+        streams: handlers::streams::Service {
+            watching,
+            commands: commands.clone(),
+            sessions: sessions.clone(),
+            outputs: Outputs::new(db.clone()),
+        },
+        tickets: handlers::tickets::Service {
+            tickets,
+            projects: projects.clone(),
+            sessions: sessions.clone(),
+            clock: clock.clone(),
+        },
+        git: handlers::git::Service { access: access.clone(), forge: forge.clone(), door: door.clone() },
+        ops: handlers::ops::Service {
+            health: health.clone(),
+            document: Arc::new(OnceLock::new()),
+            serve_metrics: config.metrics_listen.is_none(),
+        },
+        door,
+    };
+    router::build(services, config.trusted_proxies.clone(), &config.cors_origins)
 }
 
 impl Built {

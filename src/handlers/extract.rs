@@ -63,7 +63,8 @@ pub async fn read(request: Request) -> Result<Bytes> {
     }
     axum::body::to_bytes(body, limit).await.map_err(|error| {
         let source = std::error::Error::source(&error);
-        if source.is_some_and(|s| s.is::<http_body_util::LengthLimitError>()) {
+        let too_long = source.and_then(|source| source.downcast_ref::<http_body_util::LengthLimitError>());
+        if too_long.is_some() {
             too_large(limit)
         } else {
             Error::invalid("invalid request body").reason("the body ended early")

@@ -7,6 +7,7 @@
 
 use std::{
     net::IpAddr,
+    panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -17,6 +18,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::MethodRouter,
 };
+use futures::FutureExt as _;
 use http::{HeaderMap, HeaderValue, Method, header, request::Parts};
 use serde_json::Value;
 use tokio_util::task::TaskTracker;
@@ -269,28 +271,39 @@ async fn once(
     key: &Key,
     next: axum::middleware::Next,
 ) -> Result<Response> {
-    let mut whole = Request::new(body);
-    whole.extensions_mut().insert(BodyLimit(rule.body_limit));
-    *whole.headers_mut() = parts.headers.clone();
-    let body: Bytes = extract::read(whole).await?;
-    match door.receipts.take(key.id, parts.method.as_str(), parts.uri.path(), name, &body).await? {
-        Taken::Again(status, answer) => Ok(reply::replay(status, &answer)),
-        Taken::First(slot) => {
-            parts.extensions.insert(Once(Some(slot.clone())));
-            let response = run(door, rule, next, Request::from_parts(parts, Body::from(body))).await;
-            Ok(settle(door, &slot, response).await)
+    let (door, rule, name, key) = (door.clone(), rule.clone(), name.to_owned(), key.id);
+    let deadline = rule.deadline + asked_wait(&rule);
+    let tracker = door.requests.clone();
+    let work = async move {
+        let mut whole = Request::new(body);
+        whole.extensions_mut().insert(BodyLimit(rule.body_limit));
+        *whole.headers_mut() = parts.headers.clone();
+        let body: Bytes = extract::read(whole).await?;
+        match door.receipts.take(key, parts.method.as_str(), parts.uri.path(), &name, &body).await? {
+            Taken::Again(status, answer) => Ok(reply::replay(status, &answer)),
+            Taken::First(slot) => {
+                parts.extensions.insert(Once(Some(slot.clone())));
+                let handled = next.run(Request::from_parts(parts, Body::from(body)));
+                let handled = AssertUnwindSafe(handled).catch_unwind().await;
+                let response = handled.unwrap_or_else(|_| Error::internal("a handler panicked").into_response());
+                Ok(settle(&door, &rule, &slot, response).await)
+            }
         }
-    }
+    };
+    Ok(in_a_task(
+        &tracker,
+        deadline,
+        work.map(|outcome: Result<Response>| outcome.unwrap_or_else(IntoResponse::into_response)),
+    )
+    .await)
 }
 
-/// Keeps an answer that its transaction did not keep, or forgets the request.
-async fn settle(door: &Door, slot: &Slot, response: Response) -> Response {
+/// Keeps an answer that its transaction did not keep, or forgets the request. A command's was
+/// kept as it began; the first answer to a request that waited tells the end.
+async fn settle(door: &Door, rule: &Rule, slot: &Slot, response: Response) -> Response {
     let status = response.status();
-    if slot.is_kept() {
+    if slot.is_kept() && (asked_wait(rule).is_zero() || !status.is_success()) {
         return response;
-    }
-    if status == http::StatusCode::GATEWAY_TIMEOUT {
-        return response; // the work goes on, and keeps its answer or is found dead
     }
     let (parts, body) = response.into_parts();
     let Ok(bytes) = axum::body::to_bytes(body, ANSWER_MAX).await else {
@@ -321,9 +334,16 @@ fn answer_to_keep(status: http::StatusCode, parts: &http::response::Parts, bytes
 
 /// Runs the handler in a task of its own, within the route's deadline.
 async fn run(door: &Arc<Door>, rule: &Rule, next: axum::middleware::Next, request: Request) -> Response {
-    let deadline = rule.deadline + asked_wait(rule);
-    let context = context::current();
-    let handled = door.requests.spawn(context::within(context, next.run(request)));
+    in_a_task(&door.requests, rule.deadline + asked_wait(rule), next.run(request)).await
+}
+
+/// Work that neither its client nor its deadline can cut short: past it only the answer is given up.
+async fn in_a_task(
+    tracker: &TaskTracker,
+    deadline: Duration,
+    work: impl Future<Output = Response> + Send + 'static,
+) -> Response {
+    let handled = tracker.spawn(context::within(context::current(), work));
     match tokio::time::timeout(deadline, handled).await {
         Ok(Ok(response)) => response,
         Ok(Err(panic)) => Error::internal(panic).into_response(),

@@ -136,6 +136,12 @@ pub trait Runtime: Send + Sync + 'static {
     /// Removes what is kept of a command whose end is stored.
     fn forget<'a>(&'a self, handle: &'a Handle) -> BoxFuture<'a, ()>;
 
+    /// Keys of the commands of which something is kept.
+    fn kept(&self) -> BoxFuture<'_, Result<Vec<i64>>>;
+
+    /// Removes what is kept of commands that ended without having been forgotten.
+    fn sweep(&self, over: Vec<i64>) -> BoxFuture<'_, Result<()>>;
+
     /// Free ports for previews are looked for here.
     fn shares_ports(&self) -> bool;
 }

@@ -197,7 +197,6 @@ impl Commands {
         Ok(parent)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "each is a column")]
     fn record(
         caller: &Key,
         project: &Project,

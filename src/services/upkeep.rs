@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 
-use crate::{database::Db, domain::clock::Clock, error::Result, forge::EmbeddedHost, store};
+use crate::{database::Db, domain::clock::Clock, error::Result, forge::EmbeddedHost, runtime::Place, store};
 
 const CHUNKS_AT_ONCE: i64 = 200;
 
@@ -13,13 +13,14 @@ pub struct Upkeep {
     db: Db,
     clock: Clock,
     forge: EmbeddedHost,
+    runtime: Place,
     output_retention: TimeDelta,
 }
 
 impl Upkeep {
-    pub fn new(db: Db, clock: Clock, forge: EmbeddedHost, output_retention: Duration) -> Self {
+    pub fn new(db: Db, clock: Clock, forge: EmbeddedHost, runtime: Place, output_retention: Duration) -> Self {
         let output_retention = TimeDelta::from_std(output_retention).unwrap_or(TimeDelta::MAX);
-        Self { db, clock, forge, output_retention }
+        Self { db, clock, forge, runtime, output_retention }
     }
 
     /// Removes what is past its time; packs repositories that need it.
@@ -33,7 +34,12 @@ impl Upkeep {
         store::idempotency::delete_old(&mut conn).await?;
         store::tasks::delete_ended_processes(&mut conn).await?;
         let projects = store::projects::all(&mut conn).await?;
+        // Listed before the rows are read: what appears later is not looked at.
+        let kept = self.runtime.kept().await?;
+        let running = store::commands::running_streams(&mut conn).await?;
         drop(conn);
+        let over: Vec<i64> = kept.into_iter().filter(|key| !running.contains(key)).collect();
+        self.runtime.sweep(over).await?;
         for project in projects {
             if let Err(error) = self.forge.maintain(&project.id).await {
                 tracing::debug!(%error, project.id, "a repository was not packed");

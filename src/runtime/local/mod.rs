@@ -284,6 +284,24 @@ impl Runtime for Local {
         .boxed()
     }
 
+    fn kept(&self) -> BoxFuture<'_, Result<Vec<i64>>> {
+        self.blocking("the folders of commands could not be listed", |inner| {
+            let names = fs::read_dir(inner.options.data_dir.commands())?
+                .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+            Ok(names.filter_map(|name| name.parse().ok()).collect())
+        })
+    }
+
+    fn sweep(&self, over: Vec<i64>) -> BoxFuture<'_, Result<()>> {
+        self.blocking("folders of commands that ended could not be removed", move |inner| {
+            let commands = inner.options.data_dir.commands();
+            over.iter()
+                .map(|key| commands.join(key.to_string()))
+                .filter(|dir| !launch::alive(dir))
+                .try_for_each(|dir| remove_all(&dir))
+        })
+    }
+
     fn shares_ports(&self) -> bool {
         true
     }
