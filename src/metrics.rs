@@ -6,6 +6,20 @@ use std::{sync::Arc, time::Duration};
 use http::{Method, StatusCode};
 use prometheus::{Encoder as _, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 
+/// Values of labels, so that a project's can be forgotten with it.
+const COMMAND_KINDS: [&str; 3] = ["shell", "git", "claude"];
+const COMMAND_ENDS: [&str; 9] = [
+    "exit",
+    "signal",
+    "timeout",
+    "cancelled",
+    "session_ended",
+    "output_limit",
+    "start_failed",
+    "server_stopped",
+    "lost",
+];
+
 /// All metrics of this process. Cheap to clone.
 #[derive(Clone)]
 pub struct Metrics(Arc<Inner>);
@@ -21,6 +35,10 @@ struct Inner {
     worker_success: IntGaugeVec,
     stale_writes: IntCounterVec,
     rescues: IntCounterVec,
+    claims: IntCounterVec,
+    pick_up: HistogramVec,
+    queue_depth: IntGaugeVec,
+    flush: HistogramVec,
     pool: IntGaugeVec,
 }
 
@@ -68,6 +86,22 @@ impl Metrics {
                 "tasks taken over from a process that died",
                 &["kind"],
             ),
+            claims: counter(&registry, "rdev_task_claims_total", "tasks claimed", &["kind"]),
+            pick_up: histogram(
+                &registry,
+                "rdev_task_pick_up_seconds",
+                "from due to claimed",
+                &["kind"],
+                REQUEST_BUCKETS,
+            ),
+            queue_depth: gauge(&registry, "rdev_queue_depth", "tasks there are", &["kind"]),
+            flush: histogram(
+                &registry,
+                "rdev_stream_lag_seconds",
+                "how long output waited to be stored",
+                &[],
+                REQUEST_BUCKETS,
+            ),
             pool: gauge(&registry, "rdev_database_connections", "connections to the database", &["state"]),
             registry,
         };
@@ -112,9 +146,33 @@ impl Metrics {
         self.0.rescues.with_label_values(&[kind]).inc();
     }
 
+    pub fn claimed(&self, kind: &str, waited: f64) {
+        self.0.claims.with_label_values(&[kind]).inc();
+        self.0.pick_up.with_label_values(&[kind]).observe(waited.max(0.0));
+    }
+
+    /// Tasks there are, by kind; a kind of which there are none any more goes to zero.
+    pub fn queue_depth(&self, depths: &[(String, i64)]) {
+        self.0.queue_depth.reset();
+        for (kind, depth) in depths {
+            self.0.queue_depth.with_label_values(&[kind.as_str()]).set(*depth);
+        }
+    }
+
+    pub fn flushed(&self, waited: Duration) {
+        let none: [&str; 0] = [];
+        self.0.flush.with_label_values(&none).observe(waited.as_secs_f64());
+    }
+
     /// Drops what is counted of a project that is gone.
     pub fn forget_project(&self, project: &str) {
         let _never_counted = self.0.streams.remove_label_values(&[project]);
+        for kind in COMMAND_KINDS {
+            let _never_counted = self.0.command_duration.remove_label_values(&[project, kind]);
+            for status in COMMAND_ENDS {
+                let _never_counted = self.0.commands.remove_label_values(&[project, kind, status]);
+            }
+        }
     }
 
     /// Prometheus text.

@@ -13,7 +13,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use http::{HeaderName, HeaderValue, Method, Uri, header};
+use http::{HeaderName, HeaderValue, Method, Uri, header, uri::Authority};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use uuid::Uuid;
 
@@ -69,14 +69,12 @@ pub fn build(services: Services, trusted_proxies: Vec<ipnet::IpNet>, cors_origin
     mounted = mount(mounted, &mut document, &door, ops::routes(services.ops));
     let document = document.render();
     let _set_once = document_slot.set(document.to_string().into());
-    let edge = Edge { trusted_proxies: trusted_proxies.into() };
-    mounted
+    let mounted = mounted
         .merge(page::router(&document))
         .merge(git::router(services.git))
         .fallback(not_found)
-        .method_not_allowed_fallback(method_not_allowed)
-        .layer(cors(cors_origins))
-        .layer(axum::middleware::from_fn_with_state(edge, edge_of_request))
+        .method_not_allowed_fallback(method_not_allowed);
+    edged(cors(cors_origins).map_or(mounted.clone(), |cors| mounted.layer(cors)), trusted_proxies)
 }
 
 fn mount<S: Clone + Send + Sync + 'static>(
@@ -90,10 +88,10 @@ fn mount<S: Clone + Send + Sync + 'static>(
     router.merge(endpoints)
 }
 
-fn cors(origins: &[String]) -> CorsLayer {
+fn cors(origins: &[String]) -> Option<CorsLayer> {
     let origins: Vec<HeaderValue> = origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()).collect();
     if origins.is_empty() {
-        return CorsLayer::new();
+        return None;
     }
     let ours = ["authorization", "content-type", "idempotency-key", "last-event-id", "x-request-id"];
     let shown = [
@@ -104,11 +102,24 @@ fn cors(origins: &[String]) -> CorsLayer {
         "x-ratelimit-reset",
         "idempotent-replayed",
     ];
-    CorsLayer::new()
+    let cors = CorsLayer::new()
         .allow_origin(AllowOrigin::list(origins))
         .allow_methods([Method::GET, Method::POST, Method::PATCH, Method::DELETE])
         .allow_headers(ours.map(HeaderName::from_static))
-        .expose_headers(shown.map(HeaderName::from_static))
+        .expose_headers(shown.map(HeaderName::from_static));
+    Some(cors)
+}
+
+/// What is answered while the program starts.
+pub fn starting(trusted_proxies: Vec<ipnet::IpNet>) -> Router {
+    let unavailable = async || Error::unavailable("the server", "it is starting");
+    edged(ops::starting().fallback(unavailable), trusted_proxies)
+}
+
+/// Puts the edge around a router, before it looks for a route.
+fn edged(inner: Router, trusted_proxies: Vec<ipnet::IpNet>) -> Router {
+    let edge = Edge { trusted_proxies: trusted_proxies.into() };
+    Router::new().fallback_service(inner).layer(axum::middleware::from_fn_with_state(edge, edge_of_request))
 }
 
 /// The first and the last to see a request.
@@ -166,7 +177,12 @@ fn without_trailing_slash(uri: &mut Uri) {
 fn refuse_strange(request: &Request) -> Option<Error> {
     let hosts = request.headers().get_all(header::HOST).iter().count();
     let needs_host = request.version() == http::Version::HTTP_11;
-    (hosts > 1 || (needs_host && hosts == 0)).then(|| Error::invalid("exactly one Host header is needed"))
+    let host = request
+        .headers()
+        .get(header::HOST)
+        .map(|value| value.to_str().ok().and_then(|text| text.parse::<Authority>().ok()));
+    let is_strange = hosts > 1 || (needs_host && hosts == 0) || matches!(host, Some(None));
+    is_strange.then(|| Error::invalid("exactly one Host header is needed, with the name of a host"))
 }
 
 async fn not_found() -> Error {

@@ -8,7 +8,11 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{migrate::MigrateError, postgres::PgConnectOptions};
+use sqlx::{
+    Connection as _,
+    migrate::MigrateError,
+    postgres::{PgConnectOptions, PgConnection},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -77,11 +81,17 @@ fn ours(options: PgConnectOptions) -> PgConnectOptions {
 }
 
 async fn wait_for(db: &Db, waiting: impl Fn()) {
+    let options = db.pool().connect_options();
     let mut pause = Duration::from_millis(100);
     loop {
-        let asked = async { db.conn().await?.scalar::<i32>(sqlx::query_scalar("select 1")).await };
-        match asked.await {
-            Ok(_) => return,
+        // Not by the pool, which would hide why under its own patience.
+        let asked = tokio::time::timeout(WAIT_MAX, PgConnection::connect_with(&options)).await;
+        let asked = asked.unwrap_or_else(|_| Err(sqlx::Error::PoolTimedOut));
+        match asked {
+            Ok(conn) => {
+                let _closed = conn.close().await;
+                return;
+            }
             Err(error) => {
                 tracing::warn!(%error, "the database is not there yet, trying again in {pause:?}");
                 waiting();

@@ -5,17 +5,16 @@
 use std::{
     convert::Infallible,
     net::SocketAddr,
-    sync::{Arc, OnceLock},
+    pin::pin,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use axum::{
-    Router,
-    body::Body,
-    extract::ConnectInfo,
-    response::{IntoResponse as _, Response},
-};
-use http::Request;
+use axum::{Router, body::Body, extract::ConnectInfo, response::Response};
+use http::{HeaderValue, Request, header};
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -29,14 +28,6 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
-
-use crate::{
-    error::Error,
-    handlers::{
-        context::{self, Context},
-        reply::Data,
-    },
-};
 
 /// Connections at once; more wait in the backlog.
 const CONNECTIONS: usize = 8192;
@@ -53,7 +44,11 @@ pub struct Front {
 }
 
 struct State {
+    /// What answers until the services are built.
+    starting: Router,
     router: OnceLock<Router>,
+    /// Nothing new: only health is answered.
+    draining: AtomicBool,
     opened: Notify,
     /// No more connections.
     closed: CancellationToken,
@@ -62,8 +57,11 @@ struct State {
 }
 
 impl Front {
-    pub fn start(listener: TcpListener, tasks: &TaskTracker) -> Self {
+    /// `starting` answers until [`Front::open`] is called.
+    pub fn start(listener: TcpListener, starting: Router, tasks: &TaskTracker) -> Self {
         let state = State {
+            starting,
+            draining: AtomicBool::new(false),
             router: OnceLock::new(),
             opened: Notify::new(),
             closed: CancellationToken::new(),
@@ -79,6 +77,11 @@ impl Front {
     pub fn open(&self, router: Router) {
         let _once = self.state.router.set(router);
         self.state.opened.notify_waiters();
+    }
+
+    /// Still answers about its health, and nothing else that is new.
+    pub fn drain(&self) {
+        self.state.draining.store(true, Ordering::Release);
     }
 
     /// Takes no more connections, and lets those there are finish what is under way.
@@ -105,12 +108,16 @@ impl Front {
             };
             let (stream, peer, place) = accepted;
             let front = self.clone();
-            let service =
-                hyper::service::service_fn(move |request: Request<Incoming>| front.clone().answer(request, peer));
+            let seen = Arc::new(Notify::new());
+            let first = seen.clone();
+            let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+                first.notify_one();
+                front.clone().answer(request, peer)
+            });
             let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
             let watched = graceful.watch(connection);
             tasks.spawn(async move {
-                if let Err(error) = watched.await {
+                if let Err(error) = within_patience(watched, &seen).await {
                     tracing::trace!(error, "a connection ended badly");
                 }
                 drop(place);
@@ -128,10 +135,14 @@ impl Front {
         if self.state.router.get().is_none() {
             self.wait_to_open(request.uri().path()).await;
         }
-        match self.state.router.get() {
-            Some(router) => router.clone().oneshot(request).await,
-            None => Ok(starting(request.uri().path() == "/health/live").await),
+        let is_health = request.uri().path().starts_with("/health");
+        let refused = self.state.draining.load(Ordering::Acquire) && !is_health;
+        let router = self.state.router.get().filter(|_| !refused).unwrap_or(&self.state.starting);
+        let mut response = router.clone().oneshot(request).await?;
+        if refused {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
+        Ok(response)
     }
 
     /// A browser would not come back to a stream after a 503.
@@ -168,14 +179,13 @@ async fn next(
     }
 }
 
-/// What is answered while the program starts.
-async fn starting(live: bool) -> Response {
-    let context = Context { request_id: uuid::Uuid::now_v7().to_string().into(), native: false, client: None };
-    context::within(context, async move {
-        if live {
-            return Data(serde_json::json!({"status": "ok"})).into_response();
-        }
-        Error::unavailable("the server", "it is starting").into_response()
-    })
-    .await
+/// A connection that has brought no request in time is dropped, whatever it has sent.
+async fn within_patience<E>(connection: impl Future<Output = Result<(), E>>, seen: &Notify) -> Result<(), E> {
+    let mut connection = pin!(connection);
+    tokio::select! {
+        ended = &mut connection => return ended,
+        () = seen.notified() => {}
+        () = tokio::time::sleep(HEADER_TIMEOUT) => return Ok(()),
+    }
+    connection.await
 }

@@ -6,7 +6,7 @@ mod services;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::database::{Attached, Why, attach, options_of};
@@ -22,12 +22,15 @@ use crate::{
     error::Error,
     handlers::ops,
     queue::Lease,
+    router,
     runtime::EndAsked,
     store,
 };
 
-/// How long attempts may take to let go once they are told to.
+/// Kept of the time for an orderly stop for what comes after the requests.
 const LET_GO: Duration = Duration::from_secs(5);
+/// What ends at once nearly always.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// Told the address.
 pub type Announce = Box<dyn FnOnce(&str) + Send>;
@@ -81,7 +84,7 @@ impl App {
         };
         let stop = CancellationToken::new();
         let background = TaskTracker::new();
-        let front = Front::start(listener, &background);
+        let front = Front::start(listener, router::starting(config.trusted_proxies.clone()), &background);
         let url = base_url(address);
         let announce = Announcement::new(announce, url.clone());
         let attached = database::attach(&config, &data_dir, &exe, || announce.now()).await?;
@@ -118,33 +121,37 @@ impl App {
     /// The orderly stop: nothing new, requests under way finish, streams say goodbye, tasks
     /// are given back, the embedded database is stopped.
     pub async fn stop(self) {
-        let deadline = tokio::time::Instant::now() + self.config.drain;
+        let deadline = Instant::now() + self.config.drain;
+        // What comes after the requests has its share of the time.
+        let requests_until = deadline - LET_GO.min(self.config.drain / 3);
         self.built.health.is_draining();
+        self.front.drain();
         self.stop.cancel();
         if self.config.stop_commands == StopCommands::End {
             self.end_commands().await;
         }
-        self.front.close(deadline).await;
         self.built.requests.close();
-        let _late = tokio::time::timeout_at(deadline, self.built.requests.wait()).await;
+        let _late = tokio::time::timeout_at(requests_until, self.built.requests.wait()).await;
+        self.front.close(requests_until.max(Instant::now() + GRACE)).await;
         self.lease.standing().cancel();
         self.built.queue.attempts.close();
-        let _late = tokio::time::timeout(LET_GO, self.built.queue.attempts.wait()).await;
-        self.built.forge.close().await;
-        let goodbye = async {
-            self.built.keys.flush_uses().await?;
-            let mut conn = self.db.conn().await?;
-            store::tasks::release_all(&mut conn, self.lease.id()).await?;
-            store::tasks::delete_process(&mut conn, self.lease.id()).await?;
-            Ok::<_, Error>(())
-        };
-        if let Ok(Err(error)) = tokio::time::timeout(LET_GO, goodbye).await {
+        let _late = tokio::time::timeout_at(deadline, self.built.queue.attempts.wait()).await;
+        let _late = tokio::time::timeout_at(deadline, self.built.forge.close()).await;
+        if let Ok(Err(error)) = tokio::time::timeout_at(deadline, self.say_goodbye()).await {
             tracing::warn!(%error, "could not say goodbye to the database; other processes wait for the lease");
         }
         self.background.close();
-        let _late = tokio::time::timeout(LET_GO, self.background.wait()).await;
-        let _late = tokio::time::timeout(LET_GO, self.db.close()).await;
+        let _late = tokio::time::timeout(GRACE, self.background.wait()).await;
+        let _late = tokio::time::timeout(GRACE, self.db.close()).await;
         self.attached.stop().await;
+    }
+
+    /// Gives back what this process holds.
+    async fn say_goodbye(&self) -> Result<(), Error> {
+        self.built.keys.flush_uses().await?;
+        let mut conn = self.db.conn().await?;
+        store::tasks::release_all(&mut conn, self.lease.id()).await?;
+        Ok(store::tasks::delete_process(&mut conn, self.lease.id()).await?)
     }
 
     /// `RDEV_STOP_COMMANDS=end`: the commands that this process follows end before it does.
@@ -232,12 +239,12 @@ fn serve_metrics(listener: TcpListener, built: &Built, tasks: &TaskTracker, stop
         async move { ops::metrics_response(&health) }
     };
     let router = axum::Router::new().route("/metrics", axum::routing::get(show));
-    let front = Front::start(listener, tasks);
+    let front = Front::start(listener, router.clone(), tasks);
     front.open(router);
     let stop = stop.clone();
     tasks.spawn(async move {
         stop.cancelled().await;
-        front.close(tokio::time::Instant::now() + Duration::from_secs(1)).await;
+        front.close(Instant::now() + Duration::from_secs(1)).await;
     });
 }
 

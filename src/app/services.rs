@@ -44,7 +44,7 @@ use crate::{
         Hub, Streams, Writer,
         notify::{self, Outbox},
     },
-    workers::{self, CheckoutExpiry, Chore, KeyUpkeep, Retention, SessionExpiry},
+    workers::{self, CheckoutExpiry, Chore, KeyUpkeep, QueueGauge, Retention, SessionExpiry},
 };
 
 /// What the services are made of.
@@ -121,6 +121,7 @@ pub async fn build(given: Ingredients<'_>, background: &TaskTracker) -> Result<B
         ground.clock.clone(),
         ground.forge.clone(),
         ground.place.clone(),
+        ground.queue.clone(),
         given.config.output_retention,
     );
     let Rules { projects, checkouts, following, commands, sessions, deletion, .. } = rules;
@@ -144,6 +145,7 @@ pub async fn build(given: Ingredients<'_>, background: &TaskTracker) -> Result<B
             Arc::new(CheckoutExpiry(checkouts)),
             Arc::new(SessionExpiry(sessions)),
             Arc::new(KeyUpkeep(ground.keys)),
+            Arc::new(QueueGauge(upkeep.clone())),
             Arc::new(Retention(upkeep)),
         ],
     })
@@ -151,16 +153,17 @@ pub async fn build(given: Ingredients<'_>, background: &TaskTracker) -> Result<B
 
 async fn ground(given: &Ingredients<'_>, background: &TaskTracker) -> Result<Ground, Why> {
     let (config, db, clock) = (given.config, given.db.clone(), given.clock.clone());
-    let queue = Queue::new(db.clone(), given.lease.clone());
+    let metrics = Metrics::new();
+    let queue = Queue::new(db.clone(), given.lease.clone(), metrics.clone());
     let outbox = Outbox::default();
     let hub = Hub::new(outbox.clone());
-    let (writer, writing) = Writer::new(db.clone(), hub.clone());
+    let (writer, writing) = Writer::new(db.clone(), hub.clone(), metrics.clone());
     background.spawn(writing);
     let place = runtime::open(local_options(config, given))
         .map_err(|error| Why::Failed(format!("RDEV_LOCAL_SANDBOX: {error}")))?;
     let forge = EmbeddedHost::open(given.data_dir.git(), given.exe.clone()).await;
     Ok(Ground {
-        metrics: Metrics::new(),
+        metrics,
         streams: Streams::new(db.clone(), hub, writer),
         forge: forge.map_err(|error| Why::Failed(error.to_string()))?,
         workspaces: Workspaces::new(place.clone()),

@@ -10,7 +10,8 @@ use crate::{
     config::{Config, EmbeddedOrUrl, Settings},
     database::{Db, Embedded},
     domain::{clock::Clock, durations::ExpiresIn, key::Key, scopes::ScopeSet},
-    error::Error,
+    error::{Error, Kind},
+    metrics::Metrics,
     queue::{Lease, Queue},
     services::{
         keys::{Keys, NewKey},
@@ -70,7 +71,7 @@ async fn create(keys: &Keys, flags: &ArgMatches, json: bool) -> Result<(), Why> 
         rate_limit: None,
         expires_in: expires_in.transpose().map_err(|error| Why::Setting(error.to_string()))?,
     };
-    let minted = keys.create(&operator(), new, &Answer::none()).await.map_err(failed)?;
+    let minted = keys.create(&operator(), new, &Answer::none()).await.map_err(refused)?;
     if json {
         println!(
             "{}",
@@ -135,6 +136,14 @@ fn operator() -> Key {
     }
 }
 
+/// What was asked for cannot be: wrong use.
+fn refused(error: Error) -> Why {
+    match error.kind() {
+        Kind::Invalid => Why::Setting(error.message().to_owned()),
+        _ => failed(error),
+    }
+}
+
 fn failed(error: Error) -> Why {
     Why::Failed(error.to_string())
 }
@@ -154,7 +163,7 @@ impl Opened {
                 (attached.db.clone(), Some(attached))
             }
         };
-        let queue = Queue::new(db.clone(), Lease::new());
+        let queue = Queue::new(db.clone(), Lease::new(), Metrics::new());
         Ok(Self { keys: Keys::new(db, Clock::System, queue, config.admin_key.clone()), started })
     }
 

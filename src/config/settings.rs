@@ -1,6 +1,6 @@
 //! The table of settings and the overlay of their four sources. Values are texts here.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, ffi::OsString, path::Path};
 
 use clap::{Arg, ArgAction, ArgMatches};
 
@@ -107,10 +107,35 @@ impl Setting {
         self.variable.strip_prefix("RDEV_").unwrap_or(self.variable).to_ascii_lowercase()
     }
 
+    /// What is in force while it is unset.
+    fn otherwise(&self) -> &'static str {
+        match self.variable {
+            "DATABASE_URL" => "unset: an embedded server",
+            "RDEV_PUBLIC_URL" => "unset: from the listen address",
+            "RDEV_PREVIEW_DOMAIN" => "unset: localhost when the public URL is on loopback",
+            "RDEV_LOG_FORMAT" => "unset: json when stdout is no terminal",
+            "RDEV_POSTGRES_BIN_DIR" => "unset: found",
+            _ => "unset",
+        }
+    }
+
     /// `rate-limit` of `RDEV_RATE_LIMIT`.
     pub fn flag(&self) -> String {
         self.key().replace('_', "-")
     }
+}
+
+/// A password in a URL is a secret, whichever setting it is in.
+fn without_user_info(value: &str) -> String {
+    let masked = value.split(',').map(|part| match part.split_once("://") {
+        Some((scheme, rest)) => {
+            let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+            let host = authority.rsplit_once('@').map_or(authority.to_owned(), |(_, host)| format!("********@{host}"));
+            format!("{scheme}://{host}{path}")
+        }
+        None => part.to_owned(),
+    });
+    masked.collect::<Vec<_>>().join(",")
 }
 
 /// Texts in force, and where each came from.
@@ -141,10 +166,8 @@ impl Settings {
     /// One line that names the setting at fault.
     pub fn load(flags: &ArgMatches) -> Result<Self, String> {
         #[expect(clippy::disallowed_methods, reason = "this is the place that reads the environment")]
-        let environment: BTreeMap<String, String> = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .filter(|(_, value)| !value.is_empty())
-            .collect();
+        let environment: Vec<_> = std::env::vars_os().collect();
+        let environment = readable(environment)?;
         let given = SETTINGS
             .iter()
             .filter_map(|s| Some((s.variable, flags.try_get_one::<String>(s.variable).ok()??.clone())))
@@ -187,9 +210,9 @@ impl Settings {
         SETTINGS
             .iter()
             .map(|setting| match self.values.get(setting.variable) {
-                None => (setting.variable, String::new(), "unset".to_owned()),
+                None => (setting.variable, String::new(), setting.otherwise().to_owned()),
                 Some((_, source)) if setting.secret => (setting.variable, "********".to_owned(), source.clone()),
-                Some((value, source)) => (setting.variable, value.clone(), source.clone()),
+                Some((value, source)) => (setting.variable, without_user_info(value), source.clone()),
             })
             .collect()
     }
@@ -205,7 +228,26 @@ fn from_environment(
     let name = format!("{}_FILE", setting.variable);
     let Some(path) = environment.get(&name).filter(|_| setting.secret) else { return Ok(None) };
     let text = std::fs::read_to_string(path).map_err(|error| format!("{name}: cannot read {path}: {error}"))?;
-    Ok(Some((text.trim_end_matches(['\n', '\r']).to_owned(), format!("file {path}"))))
+    let text = text.trim_end_matches(['\n', '\r']).to_owned();
+    Ok(Some((text, format!("file {path}"))).filter(|(text, _)| !text.is_empty()))
+}
+
+/// What is set, as texts. An empty variable counts as unset; one of ours that is no text is an error.
+fn readable(environment: Vec<(OsString, OsString)>) -> Result<BTreeMap<String, String>, String> {
+    let mut texts = BTreeMap::new();
+    for (name, value) in environment {
+        let ours = name.to_string_lossy().starts_with("RDEV_") || name == "DATABASE_URL";
+        match (name.into_string(), value.into_string()) {
+            (Ok(name), Ok(value)) if !value.is_empty() => drop(texts.insert(name, value)),
+            (Ok(_), Ok(_)) => {}
+            (name, _) if ours => {
+                let name = name.unwrap_or_else(|name| name.to_string_lossy().into_owned());
+                return Err(format!("{name}: name or value is not UTF-8 text"));
+            }
+            _ => {}
+        }
+    }
+    Ok(texts)
 }
 
 fn refuse_unknown_variables(environment: &BTreeMap<String, String>) -> Result<(), String> {
@@ -222,17 +264,18 @@ fn refuse_unknown_variables(environment: &BTreeMap<String, String>) -> Result<()
 
 fn read_file(path: &Path) -> Result<BTreeMap<String, String>, String> {
     let shown = path.display();
-    let text = std::fs::read_to_string(path).map_err(|error| format!("config file {shown}: {error}"))?;
+    let text = std::fs::read_to_string(path).map_err(|error| format!("RDEV_CONFIG: {shown}: {error}"))?;
     let table: toml::Table = text
         .parse()
-        .map_err(|error: toml::de::Error| format!("config file {shown}: {}", error.to_string().replace('\n', " ")))?;
+        .map_err(|error: toml::de::Error| format!("RDEV_CONFIG: {shown}: {}", error.to_string().replace('\n', " ")))?;
     let mut values = BTreeMap::new();
     for (key, value) in table {
         if !SETTINGS.iter().any(|setting| setting.key() == key) {
-            return Err(format!("config file {shown}: {key}: unknown setting; `rdev config` lists those there are"));
+            return Err(format!("RDEV_CONFIG: {shown}: {key}: unknown setting; `rdev config` lists those there are"));
         }
-        let text = as_text(&value)
-            .ok_or_else(|| format!("config file {shown}: {key}: a text, number, boolean or list of these is needed"))?;
+        let text = as_text(&value).ok_or_else(|| {
+            format!("RDEV_CONFIG: {shown}: {key}: a text, number, boolean or list of these is needed")
+        })?;
         if !text.is_empty() {
             values.insert(key, text);
         }

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 use ipnet::IpNet;
 
 use super::settings::Settings;
-use crate::domain::{api_key::ApiKey, durations, sizes};
+use crate::domain::{api_key::ApiKey, durations, ids::ProjectId, sizes};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EmbeddedOrUrl {
@@ -91,8 +91,8 @@ impl Config {
             })?,
             min_expires_in: s.duration("RDEV_MIN_EXPIRES_IN")?,
             preview_domain: s.optional("RDEV_PREVIEW_DOMAIN", "a domain such as preview.example.com", domain_name)?,
-            import_root: s.optional("RDEV_IMPORT_ROOT", "a folder", |t| Some(PathBuf::from(t)))?,
-            command_env: command_env(&s),
+            import_root: s.optional("RDEV_IMPORT_ROOT", "a folder that exists", existing_folder)?,
+            command_env: command_env(&s)?,
             cors_origins: s.list(
                 "RDEV_CORS_ORIGINS",
                 "origins such as https://app.example.com, comma-separated",
@@ -134,6 +134,8 @@ fn check_later_parts(s: &Source) -> Result<(), String> {
     s.duration("RDEV_WEBHOOK_BACKOFF")?;
     s.list("RDEV_EGRESS_ALLOW", "CIDRs such as 10.0.0.0/8, comma-separated", cidr)?;
     s.boolean("RDEV_PREVIEW_INGRESS")?;
+    s.parsed("RDEV_NAMESPACE", "a name of lower-case letters, digits and -", |t| ProjectId::parse(t).ok())?;
+    s.optional("RDEV_WEBHOOK_SECRET", "a text, or whsec_ and base64; two at most, comma-separated", webhook_secrets)?;
     s.optional("RDEV_GITEA_URL", "an http:// or https:// URL", base_url)?;
     s.optional("RDEV_WOODPECKER_URL", "an http:// or https:// URL", base_url)?;
     s.optional("OTEL_EXPORTER_OTLP_ENDPOINT", "an http:// or https:// URL", base_url)?;
@@ -144,15 +146,18 @@ fn database(s: &Source) -> Result<EmbeddedOrUrl, String> {
     let url = s.optional("DATABASE_URL", "a postgres:// URL", |t| {
         sqlx::postgres::PgConnectOptions::from_str(t).ok().filter(|_| t.starts_with("postgres")).map(|_| t.to_owned())
     })?;
+    let bin_dir = s.optional("RDEV_POSTGRES_BIN_DIR", "a folder that exists", existing_folder)?;
     Ok(match url {
         Some(url) => EmbeddedOrUrl::Url(url),
-        None => EmbeddedOrUrl::Embedded { bin_dir: s.0.get("RDEV_POSTGRES_BIN_DIR").map(PathBuf::from) },
+        None => EmbeddedOrUrl::Embedded { bin_dir },
     })
 }
 
-fn command_env(s: &Source) -> Vec<(String, String)> {
-    let names = s.text("RDEV_COMMAND_ENV").split(',').map(str::trim).filter(|name| !name.is_empty());
-    names.filter_map(|name| Some((name.to_owned(), server_variable(name)?))).collect()
+fn command_env(s: &Source) -> Result<Vec<(String, String)>, String> {
+    let names = s.list("RDEV_COMMAND_ENV", "names of variables, comma-separated", |name| {
+        is_variable_name(name).then(|| name.to_owned())
+    })?;
+    Ok(names.into_iter().filter_map(|name| server_variable(&name).map(|value| (name, value))).collect())
 }
 
 fn server_variable(name: &str) -> Option<String> {
@@ -160,9 +165,34 @@ fn server_variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
+fn webhook_secrets(text: &str) -> Option<()> {
+    use base64::Engine as _;
+    let usable = |secret: &str| match secret.strip_prefix("whsec_") {
+        Some(encoded) => base64::engine::general_purpose::STANDARD.decode(encoded).is_ok_and(|key| !key.is_empty()),
+        None => !secret.is_empty(),
+    };
+    let secrets: Vec<&str> = text.split(',').map(str::trim).collect();
+    (secrets.len() <= 2 && secrets.iter().all(|secret| usable(secret))).then_some(())
+}
+
+fn existing_folder(text: &str) -> Option<PathBuf> {
+    Some(PathBuf::from(text)).filter(|path| path.is_dir())
+}
+
+fn is_variable_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+        && !name.as_bytes()[0].is_ascii_digit()
+}
+
 fn listen_address(text: &str) -> Option<String> {
     let (host, port) = text.rsplit_once(':')?;
     port.parse::<u16>().ok()?;
+    let is_host =
+        host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'[' | b']' | b':' | b'_'));
+    if !is_host {
+        return None;
+    }
     let host = if host.is_empty() { "127.0.0.1" } else { host };
     Some(format!("{host}:{port}"))
 }

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
-    extract::{Body, Caller, CheckoutId, InProject, Once, PageQuery, Query, cut, one_of},
+    extract::{Body, Caller, CheckoutId, InProject, Nothing, Once, PageQuery, Query, cut, one_of},
     guard::Rule,
     reply::{Created, Data, Done, Paged},
     routes::{FAST_LOOKUP, LOOKUP, ORCHESTRATION, Routes, STANDARD},
@@ -382,6 +382,7 @@ async fn rotate(
     InProject(project): InProject,
     CheckoutId(id): CheckoutId,
     once: Once,
+    _: Body<Nothing>,
 ) -> Result<Created<CheckoutView>> {
     let answer = opened_answer(once, &service);
     let opened = service.checkouts.rotate(&project, id, answer).await?;

@@ -49,6 +49,10 @@ impl<T: ToSchema> Describe for Body<T> {
     }
 }
 
+/// A body in which nothing is said; what is sent all the same is read and checked.
+#[derive(serde::Deserialize, ToSchema)]
+pub struct Nothing {}
+
 /// The whole body, up to the route's limit.
 ///
 /// # Errors
@@ -79,6 +83,12 @@ fn too_large(limit: usize) -> Error {
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     let refuse = |reason: String| Error::invalid("invalid request body").reason(reason);
     let bytes = if bytes.iter().all(u8::is_ascii_whitespace) { b"{}" } else { bytes };
+    let text = std::str::from_utf8(bytes).map_err(|error| refuse(format!("not UTF-8: {error}")))?;
+    if !text.trim_start().starts_with('{') {
+        // serde would take a list for a struct.
+        let wrong = serde_json::from_str::<Value>(text).err().map(|error| error.to_string());
+        return Err(refuse(wrong.unwrap_or_else(|| "a JSON object is needed".into())));
+    }
     if contains_nul(bytes) {
         let value: Value = serde_json::from_slice(bytes).map_err(|error| refuse(error.to_string()))?;
         if let Some(path) = find_nul(&value, String::new()) {
@@ -205,6 +215,7 @@ path_id!(CommandRef, String, "cid", "command not found", |text| ids::CommandId::
 #[derive(serde::Deserialize, ToSchema)]
 pub struct PageQuery {
     /// How many at most, 1–200; default 50.
+    #[schema(value_type = Option<i64>, minimum = 1, maximum = 200)]
     limit: Option<String>,
     /// Where the page before ended.
     cursor: Option<String>,
@@ -225,6 +236,7 @@ impl PageQuery {
             Some(text) => text
                 .parse()
                 .ok()
+                .filter(|_| text.bytes().all(|b| b.is_ascii_digit()))
                 .filter(|n| (1..=PAGE_MAX).contains(n))
                 .ok_or_else(|| Error::invalid("limit must be a number from 1 to 200"))?,
         };

@@ -14,7 +14,7 @@ use std::{
 
 use axum::{
     body::{Body, Bytes},
-    extract::{FromRequestParts as _, RawPathParams, Request},
+    extract::Request,
     response::{IntoResponse, Response},
     routing::MethodRouter,
 };
@@ -41,6 +41,8 @@ use crate::{
     },
 };
 
+/// The checks at the door come on top of a route's deadline.
+const CHECKS: Duration = Duration::from_secs(2);
 /// Largest answer that is kept for an idempotency key.
 const ANSWER_MAX: usize = 1 << 20;
 
@@ -54,6 +56,8 @@ pub struct Rule {
     pub public: bool,
     /// A ticket in the query opens it too.
     pub ticket: bool,
+    /// While the database is away it waits so long before the 503.
+    pub patience: Duration,
     /// Keys bound to projects are refused.
     pub unbound: bool,
     /// What it answers, where that is no envelope.
@@ -69,6 +73,7 @@ impl Rule {
             public: false,
             ticket: false,
             unbound: false,
+            patience: Duration::ZERO,
             answers: "done",
         }
     }
@@ -85,6 +90,11 @@ impl Rule {
     #[must_use]
     pub const fn or_ticket(self) -> Self {
         Self { ticket: true, ..self }
+    }
+
+    #[must_use]
+    pub const fn patient(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     #[must_use]
@@ -139,7 +149,9 @@ pub fn guarded<S: Clone + Send + Sync + 'static>(
         async move {
             let started = Instant::now();
             let method = request.method().clone();
-            let response = admit(&door, &rule, path, request, next).await;
+            let limit = rule.deadline + asked_wait(&rule) + CHECKS;
+            let admitted = tokio::time::timeout(limit, admit(&door, &rule, path, request, next));
+            let response = admitted.await.unwrap_or_else(|_| Error::timeout().into_response());
             door.metrics.request(path, &method, response.status(), started.elapsed());
             response
         }
@@ -158,10 +170,14 @@ async fn admit(
     if rule.public {
         return run(door, rule, next, Request::from_parts(parts, body)).await;
     }
-    let key = match identify(door, rule, &mut parts).await {
+    let identified = patiently(rule.patience, || identify(door, rule, &parts)).await;
+    let (key, by_ticket) = match identified {
         Ok(key) => key,
         Err(error) => return refuse_failed(door, &parts, error),
     };
+    if by_ticket {
+        parts.extensions.insert(ByTicket);
+    }
     let allowance = match door.limits.request(key.id, key.rate_limit) {
         Ok(allowance) => allowance,
         Err((error, allowance)) => return with_allowance(error.into_response(), Some(allowance)),
@@ -171,16 +187,16 @@ async fn admit(
 }
 
 /// The key behind the request: by `Authorization`, or by a ticket where the route takes one.
-async fn identify(door: &Door, rule: &Rule, parts: &mut Parts) -> Result<Arc<Key>> {
+async fn identify(door: &Door, rule: &Rule, parts: &Parts) -> Result<(Arc<Key>, bool)> {
     if let Some(credential) = bearer(&parts.headers) {
-        return door.keys.authenticate(credential, context::current().client).await;
+        let key = door.keys.authenticate(credential, context::current().client).await?;
+        return Ok((key, false));
     }
     let ticket = super::tickets::of_query(parts.uri.query()).filter(|_| rule.ticket);
     let Some(ticket) = ticket else { return Err(Error::unauthenticated()) };
     let id = door.tickets.open(&ticket, &parts.uri)?;
     let key = door.keys.live(id).await?.ok_or_else(Error::unauthenticated)?;
-    parts.extensions.insert(ByTicket);
-    Ok(key)
+    Ok((key, true))
 }
 
 /// The credential of `Authorization: Bearer …`.
@@ -213,10 +229,16 @@ async fn enter(
     key: Arc<Key>,
     next: axum::middleware::Next,
 ) -> Result<Response> {
-    let project = if path.starts_with("/projects/{id}") { Some(project_id(&mut parts).await?) } else { None };
+    let project = if path.starts_with("/projects/{id}") { Some(project_id(parts.uri.path())?) } else { None };
+    if parts.uri.query().is_some_and(|query| query.contains("%00")) {
+        return Err(Error::invalid("invalid query").reason("a NUL character is not allowed"));
+    }
     check_scopes(rule, &key)?;
     if let Some(id) = project {
-        let known = if key.sees(id.as_str()) { door.projects.find(id.as_str()).await? } else { None };
+        let known = match key.sees(id.as_str()) {
+            true => patiently(rule.patience, || door.projects.find(id.as_str())).await?,
+            false => None,
+        };
         let project = known.ok_or_else(|| Error::not_found("project not found"))?;
         parts.extensions.insert(InProject(Arc::new(project)));
     }
@@ -230,11 +252,23 @@ async fn enter(
     }
 }
 
-async fn project_id(parts: &mut Parts) -> Result<ProjectId> {
-    let invalid = || Error::invalid("invalid project id");
-    let params = RawPathParams::from_request_parts(parts, &()).await.map_err(|_| invalid())?;
-    let text = params.iter().find(|(name, _)| *name == "id").map(|(_, value)| value).ok_or_else(invalid)?;
-    ProjectId::parse(text).map_err(|_| invalid())
+/// The segment after `/projects/`. Only what has no need of escapes is an id.
+fn project_id(path: &str) -> Result<ProjectId> {
+    let text = path.split('/').nth(2).unwrap_or_default();
+    ProjectId::parse(text).map_err(|_| Error::invalid("invalid project id"))
+}
+
+/// Tries again for a while where the database is away.
+pub async fn patiently<T, F: Future<Output = Result<T>>>(patience: Duration, step: impl Fn() -> F) -> Result<T> {
+    let until = Instant::now() + patience;
+    loop {
+        match step().await {
+            Err(error) if error.kind() == Kind::Unavailable && Instant::now() < until => {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 fn check_scopes(rule: &Rule, key: &Key) -> Result<()> {
@@ -302,7 +336,8 @@ async fn once(
 /// kept as it began; the first answer to a request that waited tells the end.
 async fn settle(door: &Door, rule: &Rule, slot: &Slot, response: Response) -> Response {
     let status = response.status();
-    if slot.is_kept() && (asked_wait(rule).is_zero() || !status.is_success()) {
+    // Kept in a transaction that then failed is not kept; the row knows.
+    if slot.is_kept() && status.is_success() && asked_wait(rule).is_zero() {
         return response;
     }
     let (parts, body) = response.into_parts();

@@ -17,7 +17,6 @@ use super::{
 use crate::{
     domain::{
         durations,
-        ids::ProjectId,
         key::Key,
         scopes::{Scope, ScopeSet},
     },
@@ -106,20 +105,8 @@ struct CreateKey {
 
 impl CreateKey {
     fn parse(self) -> Result<NewKey> {
-        if self.name.trim().is_empty() {
-            return Err(Error::invalid("name is required"));
-        }
         let scopes = ScopeSet::from_names(self.scopes.iter().map(String::as_str))
             .map_err(|error| Error::invalid(error.to_string()))?;
-        if scopes.is_empty() {
-            return Err(Error::invalid("scopes must name at least one scope"));
-        }
-        if let Some(bad) = self.project_ids.iter().flatten().find(|id| ProjectId::parse(id).is_err()) {
-            return Err(Error::invalid("project_ids holds an invalid project id").reason(bad.clone()));
-        }
-        if self.project_ids.as_ref().is_some_and(Vec::is_empty) {
-            return Err(Error::invalid("project_ids must name at least one project, or be left out"));
-        }
         Ok(NewKey {
             name: self.name,
             scopes,
@@ -215,6 +202,6 @@ async fn rotate(
     Ok(Created(KeyView::with_secret(&minted)))
 }
 
-async fn whoami(Caller(caller): Caller) -> Data<KeyView> {
-    Data(KeyView::of(&caller))
+async fn whoami(State(keys): State<Keys>, Caller(caller): Caller) -> Data<KeyView> {
+    Data(KeyView::of(&keys.with_latest_use(Key::clone(&caller))))
 }

@@ -16,7 +16,7 @@ use super::{
     guard::Rule,
     routes::{LOOKUP, Routes},
 };
-use crate::services::health::Health;
+use crate::services::health::{Condition, Health};
 
 #[derive(Clone)]
 pub struct Service {
@@ -59,28 +59,45 @@ struct HealthView {
     checks: Value,
 }
 
+impl HealthView {
+    fn new(condition: &Condition) -> Self {
+        let well = |is_well: bool| if is_well { "ok" } else { "unavailable" };
+        Self {
+            status: well(condition.is_well()),
+            version: env!("CARGO_PKG_VERSION"),
+            database: well(condition.database),
+            runtime: condition.runtime,
+            git_host: "embedded",
+            model_upstream: "unconfigured",
+            checks: json!({
+                "server": {"status": condition.phase},
+                "database": {"status": well(condition.database)},
+                "isolation": {
+                    "status": if condition.isolated { "ok" } else { "warning" },
+                    "kind": condition.isolation,
+                    "message": condition.isolation_text,
+                },
+            }),
+        }
+    }
+}
+
 async fn health(State(service): State<Service>) -> Response {
     let condition = service.health.condition().await;
-    let well = condition.database && condition.phase == "ready";
-    let view = HealthView {
-        status: if well { "ok" } else { "unavailable" },
-        version: env!("CARGO_PKG_VERSION"),
-        database: if condition.database { "ok" } else { "unavailable" },
-        runtime: condition.runtime,
-        git_host: "embedded",
-        model_upstream: "unconfigured",
-        checks: json!({
-            "server": {"status": condition.phase},
-            "database": {"status": if condition.database { "ok" } else { "unavailable" }},
-            "isolation": {
-                "status": if condition.isolated { "ok" } else { "warning" },
-                "kind": condition.isolation,
-                "message": condition.isolation_text,
-            },
-        }),
+    let status = if condition.is_well() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, super::reply::Data(HealthView::new(&condition))).into_response()
+}
+
+/// Health while the program starts.
+pub fn starting() -> axum::Router {
+    let waiting = async || {
+        let view = HealthView::new(&Condition::starting());
+        (StatusCode::SERVICE_UNAVAILABLE, super::reply::Data(view)).into_response()
     };
-    let status = if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, super::reply::Data(view)).into_response()
+    axum::Router::new()
+        .route("/health", axum::routing::get(waiting))
+        .route("/health/ready", axum::routing::get(unavailable))
+        .route("/health/live", axum::routing::get(live))
 }
 
 async fn live() -> Response {
@@ -91,9 +108,11 @@ async fn ready(State(service): State<Service>) -> Response {
     if service.health.ready().await {
         return super::reply::Data(json!({"status": "ready"})).into_response();
     }
-    let mut response = super::reply::Data(json!({"status": "unavailable"})).into_response();
-    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-    response
+    unavailable().await
+}
+
+async fn unavailable() -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, super::reply::Data(json!({"status": "unavailable"}))).into_response()
 }
 
 async fn openapi(State(service): State<Service>) -> Response {

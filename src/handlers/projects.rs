@@ -10,7 +10,7 @@ use serde_json::json;
 use utoipa::ToSchema;
 
 use super::{
-    extract::{Body, Caller, InProject, Once, PageQuery, Query, cut},
+    extract::{Body, Caller, InProject, Nothing, Once, PageQuery, Query, cut},
     guard::Rule,
     reply::{Created, Data, Paged},
     routes::{LOOKUP, ORCHESTRATION, Routes, STANDARD},
@@ -247,7 +247,11 @@ async fn delete(
     Ok(Data(Deleted { status: "deleted", id: project.id.clone(), undeployed }))
 }
 
-async fn undeploy(State(service): State<Service>, InProject(project): InProject) -> Result<Data<Undeployed>> {
+async fn undeploy(
+    State(service): State<Service>,
+    InProject(project): InProject,
+    _: Body<Nothing>,
+) -> Result<Data<Undeployed>> {
     let deleted = removed(&service, &project);
     Ok(Data(Undeployed { status: "undeployed", id: project.id.clone(), deleted }))
 }

@@ -16,7 +16,7 @@ use super::{
     commands::visible,
     describe::{Describe, Operation},
     extract::{Caller, CommandRef, InProject, Query, SessionId},
-    guard::{ByTicket, Rule},
+    guard::{ByTicket, Rule, patiently},
     routes::{LOOKUP, Routes},
 };
 use crate::{
@@ -28,7 +28,7 @@ use crate::{
         project::Project,
         scopes::Scope,
     },
-    error::{Error, Kind, Result},
+    error::{Error, Result},
     services::{
         commands::Commands,
         output::{self, Outputs, Reader},
@@ -52,7 +52,8 @@ pub struct Service {
 }
 
 pub fn routes(service: Service) -> Routes<Service> {
-    let listen = |scopes| Rule::any(scopes, PATIENCE + LOOKUP).or_ticket().answers("server-sent events");
+    let listen =
+        |scopes| Rule::any(scopes, PATIENCE + LOOKUP).or_ticket().patient(PATIENCE).answers("server-sent events");
     let stored = Rule::any(READ_SESSION, LOOKUP).or_ticket().answers("the stored output");
     Routes::new("streams", service)
         .on(&Method::GET, "/projects/{id}/events", "listen_to_a_project_or_a_command", listen(READ), of_project)
@@ -126,7 +127,7 @@ async fn of_session(
     Query(query): Query<EventsQuery>,
 ) -> Result<Response> {
     let name = id.to_string();
-    service.sessions.get(&project.id, id).await?;
+    patiently(PATIENCE, || service.sessions.get(&project.id, id)).await?;
     let log = match query.stream_id.as_deref().filter(|stream| !stream.is_empty()) {
         None => Log::Session(&name),
         Some(stream) => {
@@ -149,7 +150,7 @@ async fn listen(
     asked: &Asked,
     after: Option<&str>,
 ) -> Result<Response> {
-    let found = patiently(|| service.watching.find(&project.id, log)).await?;
+    let found = patiently(PATIENCE, || service.watching.find(&project.id, log)).await?;
     let found = found.ok_or_else(|| Error::not_found("stream not found"))?;
     let position = match (&asked.last_event_id, after.filter(|text| !text.is_empty())) {
         (Some(id), _) => Some(event_id::parse(id, &found.owner.name)),
@@ -164,19 +165,6 @@ async fn listen(
     };
     let listening = service.watching.listen(caller.id, &found, start)?;
     Ok(event_stream(listening, asked.by_ticket))
-}
-
-/// Tries again for a while where the database is away.
-async fn patiently<T, F: Future<Output = Result<T>>>(step: impl Fn() -> F) -> Result<T> {
-    let until = tokio::time::Instant::now() + PATIENCE;
-    loop {
-        match step().await {
-            Err(error) if error.kind() == Kind::Unavailable && tokio::time::Instant::now() < until => {
-                tokio::time::sleep(Duration::from_millis(500)).await;
-            }
-            outcome => return outcome,
-        }
-    }
 }
 
 fn event_stream(listening: Listening, by_ticket: bool) -> Response {

@@ -19,6 +19,7 @@ use uuid::Uuid;
 use crate::{
     database::{Conn, Db, DbError},
     error::{Error, Kind},
+    metrics::Metrics,
     store,
 };
 
@@ -36,6 +37,8 @@ pub struct Claimed {
     pub attempt: i32,
     /// Owners that died with it, in a row.
     pub deaths: i32,
+    /// Seconds from due to claimed.
+    pub waited: f64,
 }
 
 /// Where tasks are put in and finished. Cheap to clone.
@@ -43,6 +46,7 @@ pub struct Claimed {
 pub struct Queue {
     db: Db,
     lease: Lease,
+    metrics: Metrics,
     wake: Arc<Notify>,
     given_back: Arc<Mutex<Vec<(Claimed, Duration)>>>,
     /// Attempts under way in this process.
@@ -50,8 +54,8 @@ pub struct Queue {
 }
 
 impl Queue {
-    pub fn new(db: Db, lease: Lease) -> Self {
-        Self { db, lease, wake: Arc::default(), given_back: Arc::default(), attempts: TaskTracker::new() }
+    pub fn new(db: Db, lease: Lease, metrics: Metrics) -> Self {
+        Self { db, lease, metrics, wake: Arc::default(), given_back: Arc::default(), attempts: TaskTracker::new() }
     }
 
     /// Puts a task in that this process performs itself, from the moment of the commit.
@@ -118,6 +122,16 @@ impl Queue {
 
     pub fn process(&self) -> Uuid {
         self.lease.id()
+    }
+
+    /// Tells how many tasks there are.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn measure(&self) -> Result<(), DbError> {
+        let depths = store::tasks::depths(&mut self.db.conn().await?).await?;
+        self.metrics.queue_depth(&depths);
+        Ok(())
     }
 
     /// Whether another process is at work on this database.

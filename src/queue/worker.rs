@@ -77,6 +77,7 @@ impl Worker {
         drop(conn);
         let count = claimed.len();
         for task in claimed {
+            self.queue.metrics.claimed(&task.kind, task.waited);
             self.start(task, standing.child_token());
         }
         Ok(i64::try_from(count).unwrap_or(BATCH))

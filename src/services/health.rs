@@ -37,6 +37,25 @@ pub struct Condition {
     pub phase: &'static str,
 }
 
+impl Condition {
+    /// Before anything is known.
+    pub fn starting() -> Self {
+        let unknown = "not known yet".to_owned();
+        Self {
+            database: false,
+            runtime: "local",
+            isolation: "unknown",
+            isolated: true,
+            isolation_text: unknown,
+            phase: "starting",
+        }
+    }
+
+    pub fn is_well(&self) -> bool {
+        self.database && self.phase == "ready"
+    }
+}
+
 impl Health {
     pub fn new(db: Db, runtime: Place, metrics: Metrics) -> Self {
         Self { phase: Arc::default(), db, runtime, metrics }

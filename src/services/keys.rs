@@ -21,6 +21,7 @@ use crate::{
     domain::{
         api_key::ApiKey,
         clock::Clock,
+        ids::ProjectId,
         key::{BOOTSTRAP, Key},
         scopes::{Scope, ScopeSet},
     },
@@ -33,6 +34,8 @@ use crate::{
 const TRUST: Duration = Duration::from_secs(1);
 /// Confirmed a little earlier, so that requests rarely wait for it.
 const CONFIRM: Duration = Duration::from_millis(600);
+/// For a key that is not known: guessing costs one small read in so long.
+const JUST_NOW: Duration = Duration::from_millis(30);
 
 /// What a new key is to be.
 pub struct NewKey {
@@ -42,6 +45,26 @@ pub struct NewKey {
     pub allowed_cidrs: Option<Vec<IpNet>>,
     pub rate_limit: Option<u32>,
     pub expires_in: Option<Duration>,
+}
+
+impl NewKey {
+    /// # Errors
+    /// 400 that names the field.
+    fn check(&self) -> Result<()> {
+        if self.name.trim().is_empty() {
+            return Err(Error::invalid("name is required"));
+        }
+        if self.scopes.is_empty() {
+            return Err(Error::invalid("scopes must name at least one scope"));
+        }
+        if self.project_ids.as_ref().is_some_and(Vec::is_empty) {
+            return Err(Error::invalid("project_ids must name at least one project, or be left out"));
+        }
+        match self.project_ids.iter().flatten().find(|id| ProjectId::parse(id).is_err()) {
+            Some(bad) => Err(Error::invalid("project_ids holds an invalid project id").reason(bad.clone())),
+            None => Ok(()),
+        }
+    }
 }
 
 /// A key and its secret, which is shown this once.
@@ -61,7 +84,8 @@ struct Inner {
     queue: Queue,
     bootstrap: Option<(ApiKey, Arc<Key>)>,
     known: RwLock<Known>,
-    refreshing: tokio::sync::Mutex<()>,
+    /// When the last attempt failed, behind the turn to make one.
+    refreshing: tokio::sync::Mutex<Option<Instant>>,
     changed: watch::Sender<i64>,
     used: Mutex<HashMap<Uuid, DateTime<Utc>>>,
 }
@@ -114,7 +138,14 @@ impl Keys {
         }
         self.confirm(CONFIRM).await?;
         let now = self.inner.clock.now();
-        let key = self.look_up(&presented, now).ok_or_else(Error::unauthenticated)?;
+        let key = match self.look_up(&presented, now) {
+            Some(key) => key,
+            // It may have been made a moment ago, by another process.
+            None => {
+                self.confirm(JUST_NOW).await?;
+                self.look_up(&presented, now).ok_or_else(Error::unauthenticated)?
+            }
+        };
         if !key.may_come_from(from) {
             return Err(Error::unauthenticated());
         }
@@ -164,6 +195,7 @@ impl Keys {
     /// # Errors
     /// 403 where the key asked for sees more than its maker.
     pub async fn create(&self, maker: &Key, new: NewKey, answer: &Answer<Minted>) -> Result<Minted> {
+        new.check()?;
         let project_ids = bounded(maker, new.project_ids)?;
         let minted = self.mint(NewKey { project_ids, ..new });
         let mut tx = self.inner.db.begin().await?;
@@ -326,7 +358,9 @@ impl Keys {
         lock(&self.inner.used).insert(id, now);
     }
 
-    fn with_latest_use(&self, mut key: Key) -> Key {
+    /// With what this process knows of its use; a secret before a rotation is told of while it is valid.
+    pub fn with_latest_use(&self, mut key: Key) -> Key {
+        key.previous_expires_at = key.previous_expires_at.filter(|until| *until > self.inner.clock.now());
         let latest = lock(&self.inner.used).get(&key.id).copied();
         key.last_used_at = key.last_used_at.max(latest);
         key
@@ -339,19 +373,26 @@ impl Keys {
             return Ok(());
         }
         let asked = Instant::now();
-        let _one = self.inner.refreshing.lock().await;
+        let mut failed = self.inner.refreshing.lock().await;
         if self.read().confirmed.is_some_and(|at| at >= asked) {
             return Ok(());
         }
-        match tokio::time::timeout(TRUST * 2, self.reload()).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) if age > Duration::ZERO && self.age().is_some_and(|known| known < TRUST) => {
-                tracing::debug!(%error, "keys not confirmed");
-                Ok(())
-            }
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err(Error::unavailable("the database", "keys could not be confirmed in time")),
+        // Whoever waited for a turn that failed does not take another one of the same length.
+        if failed.is_some_and(|at| at >= asked) {
+            return self.forgive(age, Error::unavailable("the database", "keys could not be confirmed"));
         }
+        let reloaded = tokio::time::timeout(TRUST * 2, self.reload()).await;
+        *failed = (!matches!(reloaded, Ok(Ok(())))).then(Instant::now);
+        match reloaded {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => self.forgive(age, error),
+            Err(_) => self.forgive(age, Error::unavailable("the database", "keys could not be confirmed in time")),
+        }
+    }
+
+    /// An outage is forgiven for as long as what is known can be trusted.
+    fn forgive(&self, age: Duration, error: Error) -> Result<()> {
+        if age > Duration::ZERO && self.age().is_some_and(|known| known < TRUST) { Ok(()) } else { Err(error) }
     }
 
     fn age(&self) -> Option<Duration> {

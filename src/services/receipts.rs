@@ -1,9 +1,12 @@
 //! Idempotency keys: the first answer to a request is kept in the transaction of what it
 //! answers for, and a repeat gets it again. Secrets are never kept.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use serde_json::{Value, json};
@@ -26,6 +29,23 @@ pub struct Slot {
     key_id: Uuid,
     digest: Arc<[u8]>,
     kept: Arc<AtomicBool>,
+    _under_way: Arc<UnderWay>,
+}
+
+/// Marks a request as running in this process until it is dropped. A row of this process without
+/// such a mark was left behind by an outage, and is free.
+#[derive(Debug)]
+struct UnderWay {
+    marks: Marks,
+    mark: (Uuid, Vec<u8>),
+}
+
+type Marks = Arc<Mutex<HashSet<(Uuid, Vec<u8>)>>>;
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.mark);
+    }
 }
 
 impl Slot {
@@ -46,11 +66,12 @@ pub enum Taken {
 pub struct Receipts {
     db: Db,
     queue: Queue,
+    marks: Marks,
 }
 
 impl Receipts {
     pub fn new(db: Db, queue: Queue) -> Self {
-        Self { db, queue }
+        Self { db, queue, marks: Marks::default() }
     }
 
     /// Looks the key up, or takes it.
@@ -60,9 +81,19 @@ impl Receipts {
     pub async fn take(&self, key_id: Uuid, method: &str, path: &str, key: &str, body: &[u8]) -> Result<Taken> {
         let digest = Sha256::digest(format!("{method}\n{path}\n{key}"));
         let body_hash = Sha256::digest(body);
+        let under_way = self.mark(key_id, &digest);
         let mut conn = self.db.conn().await?;
-        if store::idempotency::take(&mut conn, key_id, &digest, &body_hash, self.queue.process()).await? {
-            return Ok(Taken::First(Slot { key_id, digest: digest.to_vec().into(), kept: Arc::default() }));
+        let is_free = under_way.is_some();
+        let taken =
+            store::idempotency::take(&mut conn, key_id, &digest, &body_hash, self.queue.process(), is_free).await?;
+        if let Some(under_way) = under_way.filter(|_| taken) {
+            let kept = Arc::default();
+            return Ok(Taken::First(Slot {
+                key_id,
+                digest: digest.to_vec().into(),
+                kept,
+                _under_way: Arc::new(under_way),
+            }));
         }
         let in_progress = || {
             Error::conflict("IDEMPOTENCY_IN_PROGRESS", "the first request with this idempotency key is still running")
@@ -83,6 +114,13 @@ impl Receipts {
             }
             _ => Err(in_progress()),
         }
+    }
+
+    /// `None` while such a request runs in this process.
+    fn mark(&self, key_id: Uuid, digest: &[u8]) -> Option<UnderWay> {
+        let mark = (key_id, digest.to_vec());
+        let is_new = self.marks.lock().unwrap_or_else(PoisonError::into_inner).insert(mark.clone());
+        is_new.then(|| UnderWay { marks: self.marks.clone(), mark })
     }
 
     /// Keeps an answer that no transaction kept.

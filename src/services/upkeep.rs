@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 
-use crate::{database::Db, domain::clock::Clock, error::Result, forge::EmbeddedHost, runtime::Place, store};
+use crate::{
+    database::Db, domain::clock::Clock, error::Result, forge::EmbeddedHost, queue::Queue, runtime::Place, store,
+};
 
 const CHUNKS_AT_ONCE: i64 = 200;
 
@@ -14,13 +16,29 @@ pub struct Upkeep {
     clock: Clock,
     forge: EmbeddedHost,
     runtime: Place,
+    queue: Queue,
     output_retention: TimeDelta,
 }
 
 impl Upkeep {
-    pub fn new(db: Db, clock: Clock, forge: EmbeddedHost, runtime: Place, output_retention: Duration) -> Self {
+    pub fn new(
+        db: Db,
+        clock: Clock,
+        forge: EmbeddedHost,
+        runtime: Place,
+        queue: Queue,
+        output_retention: Duration,
+    ) -> Self {
         let output_retention = TimeDelta::from_std(output_retention).unwrap_or(TimeDelta::MAX);
-        Self { db, clock, forge, runtime, output_retention }
+        Self { db, clock, forge, runtime, queue, output_retention }
+    }
+
+    /// Tells the metrics how many tasks there are.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn measure(&self) -> Result<()> {
+        Ok(self.queue.measure().await?)
     }
 
     /// Removes what is past its time; packs repositories that need it.

@@ -16,15 +16,24 @@ pub struct Entry {
 }
 
 /// Takes the key for `process`. True when it is ours now: it is new, older than a day, or
-/// the process that had it died before it could answer.
-pub async fn take(c: &mut Conn, key_id: Uuid, digest: &[u8], body_hash: &[u8], process: Uuid) -> Result<bool, DbError> {
+/// the process that had it died before it could answer. `is_free`: this process runs no such request,
+/// so a row of its own was left behind.
+pub async fn take(
+    c: &mut Conn,
+    key_id: Uuid,
+    digest: &[u8],
+    body_hash: &[u8],
+    process: Uuid,
+    is_free: bool,
+) -> Result<bool, DbError> {
     let sql = "insert into idempotency as i (key_id, digest, body_hash, process) values ($1, $2, $3, $4)
                on conflict (key_id, digest) do update
                set body_hash = $3, process = $4, created_at = now(), status = null, answer = null
                where i.created_at < now() - interval '24 hours'
                or (i.status is null and i.body_hash = $3
-                   and not exists (select from process p where p.id = i.process and p.expires_at > now()))";
-    c.execute(query(sql).bind(key_id).bind(digest).bind(body_hash).bind(process)).await.map(|n| n == 1)
+                   and ((i.process = $4 and $5)
+                        or not exists (select from process p where p.id = i.process and p.expires_at > now())))";
+    c.execute(query(sql).bind(key_id).bind(digest).bind(body_hash).bind(process).bind(is_free)).await.map(|n| n == 1)
 }
 
 pub async fn find(c: &mut Conn, key_id: Uuid, digest: &[u8]) -> Result<Option<Entry>, DbError> {

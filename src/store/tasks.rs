@@ -53,7 +53,7 @@ pub async fn insert(
     let sql = "insert into task (id, kind, subject, owner, fence, attempt)
                values ($1, $2, $3, $4, case when $4::uuid is null then 0 else nextval('fence') end,
                        case when $4::uuid is null then 0 else 1 end)
-               returning id, kind, subject, fence, attempt, deaths";
+               returning id, kind, subject, fence, attempt, deaths, 0.0::float8 as waited";
     c.one(query_as(sql).bind(id).bind(kind).bind(subject).bind(owner)).await
 }
 
@@ -82,8 +82,14 @@ pub async fn claim(
                set owner = $1, fence = nextval('fence'), attempt = t.attempt + 1,
                    deaths = case when due.orphaned then t.deaths + 1 else t.deaths end
                from due where t.id = due.id
-               returning t.id, t.kind, t.subject, t.fence, t.attempt, t.deaths";
+               returning t.id, t.kind, t.subject, t.fence, t.attempt, t.deaths,
+                         extract(epoch from now() - t.run_at)::float8 as waited";
     c.all(query_as(sql).bind(owner).bind(kinds).bind(limit).bind(lease_s)).await
+}
+
+/// How many there are, by kind.
+pub async fn depths(c: &mut Conn) -> Result<Vec<(String, i64)>, DbError> {
+    c.all(query_as("select kind, count(*) from task group by kind")).await
 }
 
 /// Whether the claim is still in force; locks the task until the transaction ends.

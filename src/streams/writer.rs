@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{Chunk, Hub, Key, Owner};
 use crate::{
     database::{Db, DbError},
+    metrics::Metrics,
     store::{self, streams::StoredAppend},
 };
 
@@ -60,9 +61,9 @@ pub struct Writer {
 
 impl Writer {
     /// The handle and the loop behind it, which ends when all handles are gone.
-    pub fn new(db: Db, hub: Hub) -> (Self, impl Future<Output = ()> + Send) {
+    pub fn new(db: Db, hub: Hub, metrics: Metrics) -> (Self, impl Future<Output = ()> + Send) {
         let (queue, waiting) = mpsc::channel(WAITING);
-        (Self { queue }, write(db, hub, waiting))
+        (Self { queue }, write(db, hub, metrics, waiting))
     }
 
     /// Answers when the events are durable, however long the database is away.
@@ -78,7 +79,7 @@ impl Writer {
     }
 }
 
-async fn write(db: Db, hub: Hub, mut waiting: mpsc::Receiver<Waiting>) {
+async fn write(db: Db, hub: Hub, metrics: Metrics, mut waiting: mpsc::Receiver<Waiting>) {
     while let Some(first) = waiting.recv().await {
         let mut batch = vec![first];
         let mut bytes = weight(&batch[0]);
@@ -88,7 +89,9 @@ async fn write(db: Db, hub: Hub, mut waiting: mpsc::Receiver<Waiting>) {
             bytes += weight(&next);
             batch.push(next);
         }
+        let began = std::time::Instant::now();
         flush(&db, &hub, batch).await;
+        metrics.flushed(began.elapsed());
     }
 }
 

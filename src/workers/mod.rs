@@ -3,6 +3,7 @@
 
 mod expiry;
 mod keys;
+mod queue;
 mod retention;
 
 use std::{sync::Arc, time::Duration};
@@ -16,6 +17,7 @@ use crate::{domain::clock::Clock, error::Result, metrics::Metrics};
 pub use self::{
     expiry::{CheckoutExpiry, SessionExpiry},
     keys::KeyUpkeep,
+    queue::QueueGauge,
     retention::Retention,
 };
 
