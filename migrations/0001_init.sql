@@ -171,6 +171,8 @@ create table session (
     idle_ms          bigint,
     last_activity_at timestamptz not null,
     end_reason       text,
+    -- minutes before the end of which a warning was given, the least of them
+    warned           integer     not null default 2147483647,
     -- how it is to end, from the moment that its end was asked for
     end_plan         jsonb,
     rescue           jsonb

@@ -23,7 +23,7 @@ as_owner "$bin/pg_ctl" -D "$data/db" -w -l "$data/log" -o "-c listen_addresses='
     -c full_page_writes=off -c max_connections=400" start >/dev/null
 export DATABASE_URL="postgres:///postgres?host=$data&user=postgres"
 
-cargo nextest run --locked "$@"
+cargo nextest run --locked --no-fail-fast "$@"
 if test $# = 0; then
     cargo test --locked --doc --quiet
     cargo build --locked

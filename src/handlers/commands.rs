@@ -179,11 +179,6 @@ impl ShellCommand {
         let program = match (self.args, self.command, self.script) {
             (Some(args), None, None) => Program::Args(args),
             (None, Some(text), None) => Program::Args(words::split(&text).map_err(rejected)?),
-            (None, None, Some(script)) if script.len() > ARGUMENT_MAX => {
-                return Err(Error::invalid(format!(
-                    "script is longer than {ARGUMENT_MAX} bytes; put it into a file of the repository"
-                )));
-            }
             (None, None, Some(script)) => Program::Script(script),
             _ => return Err(Error::invalid("exactly one of args, command and script is needed")),
         };

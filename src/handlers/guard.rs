@@ -235,9 +235,10 @@ async fn enter(
     }
     check_scopes(rule, &key)?;
     if let Some(id) = project {
-        let known = match key.sees(id.as_str()) {
-            true => patiently(rule.patience, || door.projects.find(id.as_str())).await?,
-            false => None,
+        let known = if key.sees(id.as_str()) {
+            patiently(rule.patience, || door.projects.find(id.as_str())).await?
+        } else {
+            None
         };
         let project = known.ok_or_else(|| Error::not_found("project not found"))?;
         parts.extensions.insert(InProject(Arc::new(project)));

@@ -96,10 +96,21 @@ impl GitAccess {
             (None, Some(key)) => {
                 let key = self.keys.live(key).await.map_err(away)?;
                 let may = key.is_some_and(|key| key.may(&[Scope::Admin]) && key.sees(&request.project));
-                if may { Ok(()) } else { Err("this key was revoked or lacks the scope admin".into()) }
+                match may {
+                    true if request.deletes => self.may_delete(&request).await.map_err(away)?,
+                    true => Ok(()),
+                    false => Err("this key was revoked or lacks the scope admin".into()),
+                }
             }
             (None, None) => Err("this push carries no credential".into()),
         }
+    }
+
+    /// Everything but the default branch, which clones begin from.
+    async fn may_delete(&self, request: &PushRequest) -> Result<Result<(), String>> {
+        let project = store::projects::find(&mut self.db.conn().await?, &request.project).await?;
+        let default = project.is_some_and(|p| request.ref_name == format!("refs/heads/{}", p.default_branch));
+        Ok(if default { Err("the default branch cannot be deleted".into()) } else { Ok(()) })
     }
 
     async fn live_checkout(&self, hash: &[u8]) -> Result<Option<Checkout>> {

@@ -28,7 +28,31 @@ use crate::{
 /// Pause before an end that failed is carried on.
 const LATER: Duration = Duration::from_secs(2);
 
+/// Minutes before its end at which a session says so; the nearest first, so that a late look says one thing.
+const WARNINGS: [i32; 3] = [1, 5, 15];
+
 impl Sessions {
+    /// Says of sessions that they end soon.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn warn(&self, limit: i64) -> Result<()> {
+        let inner = &self.inner;
+        let now = inner.clock.now();
+        for minutes in WARNINGS {
+            let soon = store::sessions::to_warn(&mut inner.db.conn().await?, now, minutes, limit).await?;
+            for session in soon {
+                let mut tx = inner.db.begin().await?;
+                if store::sessions::mark_warned(&mut tx, session.id, minutes).await? {
+                    let unshown = self.activity(&mut tx, &session, "session.expiring", None).await?;
+                    tx.commit().await?;
+                    inner.streams.show(unshown);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Ends a session and answers when it has ended.
     ///
     /// # Errors

@@ -312,7 +312,7 @@ impl Sessions {
         actor: Option<Uuid>,
     ) -> Result<Unshown> {
         let inner = &self.inner;
-        let mut data = json!({"type": kind, "id": session.id, "at": stamp(&inner.clock), "branch": session.branch});
+        let mut data = json!({"type": kind, "id": session.id, "at": stamp(&inner.clock), "branch": session.branch, "expires_at": session.expires_at});
         if let Some(actor) = actor {
             data["actor"] = actor.to_string().into();
         }

@@ -124,9 +124,25 @@ pub async fn touch(c: &mut Conn, id: Uuid, now: DateTime<Utc>) -> Result<(), DbE
 }
 
 pub async fn extend(c: &mut Conn, id: Uuid, until: DateTime<Utc>) -> Result<Option<Session>, DbError> {
-    let sql =
-        "update session set expires_at = greatest(expires_at, $2) where id = $1 and status = 'active' returning *";
+    let sql = "update session set expires_at = greatest(expires_at, $2), warned = 2147483647
+               where id = $1 and status = 'active' returning *";
     c.optional(query_as(sql).bind(id).bind(until)).await
+}
+
+/// Active ones that end within `minutes`, lived as long before that, and were not warned of it yet.
+pub async fn to_warn(c: &mut Conn, now: DateTime<Utc>, minutes: i32, limit: i64) -> Result<Vec<Session>, DbError> {
+    let sql = "select * from session
+               where status = 'active' and warned > $2 and expires_at > $1
+               and expires_at - make_interval(mins => $2) between created_at and $1
+               order by expires_at
+               limit $3";
+    c.all(query_as(sql).bind(now).bind(minutes).bind(limit)).await
+}
+
+/// False when somebody else was quicker.
+pub async fn mark_warned(c: &mut Conn, id: Uuid, minutes: i32) -> Result<bool, DbError> {
+    let sql = "update session set warned = $2 where id = $1 and status = 'active' and warned > $2";
+    c.execute(query(sql).bind(id).bind(minutes)).await.map(|n| n == 1)
 }
 
 /// Active ones whose time is up, or that have been idle for too long with nothing running.

@@ -42,6 +42,10 @@ impl Chore for SessionExpiry {
     }
 
     fn run(&self) -> BoxFuture<'_, Result<()>> {
-        self.0.expire(AT_ONCE).map(|done| done.map(drop)).boxed()
+        async {
+            self.0.warn(AT_ONCE).await?;
+            self.0.expire(AT_ONCE).await.map(drop)
+        }
+        .boxed()
     }
 }

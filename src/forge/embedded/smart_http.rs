@@ -214,7 +214,7 @@ fn for_push(run: git::Run) -> git::Run {
         .config("receive.maxInputSize", PUSH_LIMIT)
         .config("receive.denyNonFastForwards", "false")
         .config("receive.denyDeletes", "false")
-        .config("receive.denyDeleteCurrent", "refuse")
+        .config("receive.denyDeleteCurrent", "ignore")
         .config("receive.autogc", "false")
         .config("receive.updateServerInfo", "false")
         .config("receive.fsckObjects", "true")

@@ -60,6 +60,7 @@ struct Inner {
     readable: Vec<PathBuf>,
     hidden: Vec<PathBuf>,
     suggested: Vec<(String, String)>,
+    path: String,
 }
 
 impl Local {
@@ -85,6 +86,7 @@ impl Local {
         let inner = Inner {
             readable: toolchains::toolchains(&options.path, &home, &options.command_env),
             suggested: toolchains::suggested_env(&home),
+            path: toolchains::command_path(&options.path),
             watch: Watch::start().map_err(|error| format!("files cannot be watched (inotify): {error}"))?,
             hidden,
             detected,
@@ -135,7 +137,7 @@ impl Inner {
         env.extend(self.suggested.iter().cloned());
         env.extend(self.options.command_env.iter().cloned());
         env.extend([
-            ("PATH".to_owned(), self.options.path.clone()),
+            ("PATH".to_owned(), self.path.clone()),
             ("HOME".to_owned(), self.home(project).to_string_lossy().into_owned()),
             ("LANG".to_owned(), "C.UTF-8".to_owned()),
             ("TERM".to_owned(), "dumb".to_owned()),
@@ -181,23 +183,27 @@ impl Inner {
         }
     }
 
+    /// Where a long script lies: seen under the same name inside and outside.
+    fn script(&self, handle: &Handle) -> PathBuf {
+        self.home(&handle.project).join(format!(".rdev-script-{}", handle.key))
+    }
+
     /// `sh -c` takes a script as one argument, which has a greatest length.
     fn script_from_file(&self, handle: &Handle, argv: &[String]) -> io::Result<Vec<String>> {
         let [shell, flag, script] = argv else { return Ok(argv.to_vec()) };
         if shell != "sh" || flag != "-c" || script.len() < SCRIPT_INLINE {
             return Ok(argv.to_vec());
         }
-        let path = self.tmp(&handle.project).join(format!("rdev-script-{}", handle.key));
-        let seen = self.sandbox(&handle.project).tmpdir().join(format!("rdev-script-{}", handle.key));
+        let path = self.script(handle);
         let _absent = fs::remove_file(&path);
         let mut file = fs::OpenOptions::new().write(true).create_new(true).open(&path)?;
         io::Write::write_all(&mut file, script.as_bytes())?;
         file.set_permissions(fs::Permissions::from_mode(0o644))?;
-        Ok(vec![shell.clone(), seen.to_string_lossy().into_owned()])
+        Ok(vec![shell.clone(), path.to_string_lossy().into_owned()])
     }
 
     fn forget(&self, handle: &Handle) -> io::Result<()> {
-        let _absent = fs::remove_file(self.tmp(&handle.project).join(format!("rdev-script-{}", handle.key)));
+        let _absent = fs::remove_file(self.script(handle));
         remove_all(&self.folder(handle))
     }
 }

@@ -31,12 +31,27 @@ pub fn toolchains(path: &str, home: &Path, extra_env: &[(String, String)]) -> Ve
 /// where it does not say so itself.
 #[must_use]
 pub fn suggested_env(home: &Path) -> Vec<(String, String)> {
-    [("RUSTUP_HOME", ".rustup"), ("PYENV_ROOT", ".pyenv"), ("NVM_DIR", ".nvm")]
+    [("RUSTUP_HOME", ".rustup")]
         .into_iter()
         .map(|(name, dir)| (name, home.join(dir)))
         .filter(|(_, dir)| dir.is_dir())
         .filter_map(|(name, dir)| Some((name.to_owned(), dir.to_str()?.to_owned())))
         .collect()
+}
+
+/// The `PATH` for commands. pyenv's shims ask for a variable and a `HOME` that a command does not have, so the
+/// version that they stand for is put in their place.
+#[must_use]
+pub fn command_path(path: &str) -> String {
+    let entries = path.split(':').map(|entry| shimmed(Path::new(entry)).unwrap_or_else(|| entry.to_owned()));
+    entries.collect::<Vec<_>>().join(":")
+}
+
+fn shimmed(entry: &Path) -> Option<String> {
+    let root = entry.parent().filter(|root| entry.ends_with("shims") && root.ends_with(".pyenv"))?;
+    let version = std::fs::read_to_string(root.join("version")).ok()?;
+    let bin = root.join("versions").join(version.lines().next()?.trim()).join("bin");
+    bin.is_dir().then(|| bin.to_str().map(str::to_owned)).flatten()
 }
 
 /// Files in a tool's directory that hold keys, those that are there.

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use futures::{FutureExt as _, future::BoxFuture};
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
 use tokio::time::Instant;
 
 use crate::{
@@ -80,7 +80,9 @@ impl Pump {
     }
 
     /// Until the end, or until another process holds the log.
-    pub async fn run(mut self, mut follow: Box<dyn Follow>) -> Result<Pumped> {
+    pub async fn run(mut self, follow: Box<dyn Follow>) -> Result<Pumped> {
+        // A stream keeps a read that is under way when something else comes first.
+        let mut pieces = Box::pin(stream::unfold(follow, async |mut follow| Some((follow.next().await, follow))));
         let mut in_flight: Option<BoxFuture<'static, Result<(), Fenced>>> = None;
         let mut end = None;
         loop {
@@ -98,7 +100,7 @@ impl Pump {
                     }
                 }
                 () = tokio::time::sleep_until(patience.unwrap_or_else(Instant::now)), if patience.is_some() => self.flush_waiting(),
-                piece = follow.next(), if room => match piece? {
+                piece = pieces.select_next_some(), if room => match piece? {
                     Bytes::Stdout(bytes) => self.stdout.push(&bytes, Output::Stdout, &mut self.batch),
                     Bytes::Stderr(bytes) => self.stderr.push(&bytes, Output::Stderr, &mut self.batch),
                     Bytes::Ended(ended) => {
