@@ -7,6 +7,8 @@ create table process (
     id         uuid primary key,
     host       text        not null,
     version    text        not null,
+    -- the URL at which commands on this machine reach it
+    address    text        not null default '',
     slots      integer     not null default 0,
     started_at timestamptz not null default now(),
     seen_at    timestamptz not null default now(),

@@ -103,7 +103,7 @@ impl App {
         };
         let built = services::build(ingredients, &background).await?;
         make_first_key(&built, &config, first_key).await?;
-        built.projects.readdress_all().await.map_err(failed)?;
+        built.projects.readdress_stranded().await.map_err(failed)?;
         if let Some(listener) = metrics_listener {
             serve_metrics(listener, &built, &background, &stop);
         }

@@ -44,7 +44,7 @@ use crate::{
         Hub, Streams, Writer,
         notify::{self, Outbox},
     },
-    workers::{self, CheckoutExpiry, Chore, KeyUpkeep, QueueGauge, Retention, SessionExpiry},
+    workers::{self, CheckoutExpiry, Chore, KeyUpkeep, QueueGauge, Readdress, Retention, SessionExpiry},
 };
 
 /// What the services are made of.
@@ -125,6 +125,7 @@ pub async fn build(given: Ingredients<'_>, background: &TaskTracker) -> Result<B
         given.config.output_retention,
     );
     let Rules { projects, checkouts, following, commands, sessions, deletion, .. } = rules;
+    let readdress = Readdress(projects.clone());
     Ok(Built {
         router,
         keys: ground.keys.clone(),
@@ -145,6 +146,7 @@ pub async fn build(given: Ingredients<'_>, background: &TaskTracker) -> Result<B
             Arc::new(CheckoutExpiry(checkouts)),
             Arc::new(SessionExpiry(sessions)),
             Arc::new(KeyUpkeep(ground.keys)),
+            Arc::new(readdress),
             Arc::new(QueueGauge(upkeep.clone())),
             Arc::new(Retention(upkeep)),
         ],

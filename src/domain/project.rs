@@ -50,4 +50,6 @@ pub struct ProjectSettings {
     pub preview_port: Option<i32>,
     pub review_command: Option<Vec<String>>,
     pub agent_command: Option<Vec<String>>,
+    /// Names of those to have no value any more.
+    pub unset: Vec<&'static str>,
 }

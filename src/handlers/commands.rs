@@ -179,6 +179,9 @@ impl ShellCommand {
         let program = match (self.args, self.command, self.script) {
             (Some(args), None, None) => Program::Args(args),
             (None, Some(text), None) => Program::Args(words::split(&text).map_err(rejected)?),
+            (None, None, Some(script)) if script.trim().is_empty() => {
+                return Err(Error::invalid("script must not be empty"));
+            }
             (None, None, Some(script)) => Program::Script(script),
             _ => return Err(Error::invalid("exactly one of args, command and script is needed")),
         };

@@ -118,10 +118,6 @@ impl BodyLimit {
     pub const COMMAND: usize = 4 << 20;
 }
 
-/// Set on requests that a ticket opened.
-#[derive(Clone, Copy)]
-pub struct ByTicket;
-
 /// Extra time that a handler asks for, on top of the route's deadline: `wait`.
 pub const WAIT_MAX: Duration = Duration::from_mins(1);
 
@@ -175,15 +171,17 @@ async fn admit(
         Ok(key) => key,
         Err(error) => return refuse_failed(door, &parts, error),
     };
-    if by_ticket {
-        parts.extensions.insert(ByTicket);
-    }
     let allowance = match door.limits.request(key.id, key.rate_limit) {
         Ok(allowance) => allowance,
         Err((error, allowance)) => return with_allowance(error.into_response(), Some(allowance)),
     };
     let outcome = enter(door, rule, path, parts, body, key, next).await;
-    with_allowance(outcome.unwrap_or_else(IntoResponse::into_response), allowance)
+    let mut response = with_allowance(outcome.unwrap_or_else(IntoResponse::into_response), allowance);
+    if by_ticket {
+        // A ticket is for pages of any origin.
+        response.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    }
+    response
 }
 
 /// The key behind the request: by `Authorization`, or by a ticket where the route takes one.

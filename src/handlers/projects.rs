@@ -111,11 +111,23 @@ struct ProjectFields {
     allow_scripts: Option<bool>,
     /// Names or globs; the default branch always is one.
     protected_branches: Option<Vec<String>>,
-    preview_port: Option<i64>,
-    /// argv; exit 0 passes.
-    review_command: Option<Vec<String>>,
-    /// argv; `{prompt}` is replaced.
-    agent_command: Option<Vec<String>>,
+    /// `null` unsets it.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<i64>)]
+    preview_port: Option<Option<i64>>,
+    /// argv; exit 0 passes. `null` unsets it.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<Vec<String>>)]
+    review_command: Option<Option<Vec<String>>>,
+    /// argv; `{prompt}` is replaced. `null` unsets it.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<Vec<String>>)]
+    agent_command: Option<Option<Vec<String>>>,
+}
+
+/// Tells `null` from what was left out.
+fn nullable<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<Option<T>>, D::Error> {
+    Option::deserialize(from).map(Some)
 }
 
 impl ProjectFields {
@@ -124,22 +136,26 @@ impl ProjectFields {
             return Err(Error::invalid("name must not be empty"));
         }
         for (field, argv) in [("review_command", &self.review_command), ("agent_command", &self.agent_command)] {
-            if argv.as_ref().is_some_and(|argv| argv.first().is_none_or(String::is_empty)) {
+            if argv.iter().flatten().any(|argv| argv.first().is_none_or(String::is_empty)) {
                 return Err(Error::invalid(format!("{field} must be a list of words, the program first")));
             }
         }
+        let unset = [
+            ("preview_port", self.preview_port == Some(None)),
+            ("review_command", self.review_command == Some(None)),
+            ("agent_command", self.agent_command == Some(None)),
+        ];
+        let port = |number| super::sessions::port("preview_port", number).map(i32::from);
         Ok(ProjectSettings {
             name: self.name,
             description: self.description,
             labels: self.labels,
             allow_scripts: self.allow_scripts,
             protected_branches: self.protected_branches,
-            preview_port: self
-                .preview_port
-                .map(|port| super::sessions::port("preview_port", port).map(i32::from))
-                .transpose()?,
-            review_command: self.review_command,
-            agent_command: self.agent_command,
+            preview_port: self.preview_port.flatten().map(port).transpose()?,
+            review_command: self.review_command.flatten(),
+            agent_command: self.agent_command.flatten(),
+            unset: unset.into_iter().filter(|(_, is_unset)| *is_unset).map(|(name, _)| name).collect(),
         })
     }
 }

@@ -16,7 +16,7 @@ use super::{
     commands::visible,
     describe::{Describe, Operation},
     extract::{Caller, CommandRef, InProject, Query, SessionId},
-    guard::{ByTicket, Rule, patiently},
+    guard::{Rule, patiently},
     routes::{LOOKUP, Routes},
 };
 use crate::{
@@ -78,7 +78,6 @@ struct EventsQuery {
 /// Headers that matter to a stream.
 struct Asked {
     last_event_id: Option<String>,
-    by_ticket: bool,
     headers: HeaderMap,
 }
 
@@ -89,11 +88,7 @@ impl<S: Send + Sync> axum::extract::FromRequestParts<S> for Asked {
         let last = parts.headers.get("last-event-id");
         let text =
             last.map(|value| value.to_str().map(str::to_owned).map_err(|_| bad_event_id("the event id is malformed")));
-        Ok(Self {
-            last_event_id: text.transpose()?.filter(|text| !text.is_empty()),
-            by_ticket: parts.extensions.get::<ByTicket>().is_some(),
-            headers: parts.headers.clone(),
-        })
+        Ok(Self { last_event_id: text.transpose()?.filter(|text| !text.is_empty()), headers: parts.headers.clone() })
     }
 }
 
@@ -164,10 +159,10 @@ async fn listen(
         (None, _) => Start::New,
     };
     let listening = service.watching.listen(caller.id, &found, start)?;
-    Ok(event_stream(listening, asked.by_ticket))
+    Ok(event_stream(listening))
 }
 
-fn event_stream(listening: Listening, by_ticket: bool) -> Response {
+fn event_stream(listening: Listening) -> Response {
     let body = stream::unfold(listening, |mut listening| async move {
         let bytes = listening.follower.next().await?;
         Some((Ok::<_, std::convert::Infallible>(bytes), listening))
@@ -177,9 +172,6 @@ fn event_stream(listening: Listening, by_ticket: bool) -> Response {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-    if by_ticket {
-        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
-    }
     response
 }
 

@@ -136,6 +136,9 @@ pub trait Runtime: Send + Sync + 'static {
     /// Removes what is kept of a command whose end is stored.
     fn forget<'a>(&'a self, handle: &'a Handle) -> BoxFuture<'a, ()>;
 
+    /// Whether a path below `root`, links followed, is outside of it. One that is not there is not.
+    fn leads_outside(&self, root: &str, below: &str) -> bool;
+
     /// Keys of the commands of which something is kept.
     fn kept(&self) -> BoxFuture<'_, Result<Vec<i64>>>;
 

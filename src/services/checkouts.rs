@@ -34,6 +34,9 @@ const UNDO_AGAIN: Duration = Duration::from_secs(2);
 
 pub const CREATE_TASK: &str = "checkout.create";
 
+/// Expired checkouts that are ended on the way to a new one.
+const DUE_AT_ONCE: i64 = 50;
+
 /// Which branch, by the caller's choice.
 #[derive(Debug, Clone)]
 pub enum Wanted {
@@ -126,7 +129,8 @@ impl Checkouts {
     ) -> Result<Opened> {
         let prepared = self.prepare(project, &new.wanted).await?;
         let mut tx = self.inner.db.begin().await?;
-        let opened = self.insert(&mut tx, caller, project, &prepared, &new, None).await?;
+        let opened = self.fresh(caller, project, &prepared, &new, None);
+        self.insert(&mut tx, &opened).await?;
         let task = self.inner.queue.insert_owned(&mut tx, CREATE_TASK, &opened.checkout.id.to_string()).await?;
         tx.commit().await?;
         let made = match self.make_branch(project, &prepared).await {
@@ -163,26 +167,30 @@ impl Checkouts {
         if protection(project)?.matches(name) {
             return Err(Error::invalid("cannot checkout protected branch").reason("BRANCH_PROTECTED"));
         }
-        let mut conn = self.inner.db.conn().await?;
-        if store::checkouts::branch_is_taken(&mut conn, &project.id, name.as_str()).await? {
-            return Err(checkout_exists());
+        if self.is_taken(project, name).await? {
+            // Its time may be up, and nobody has written that down yet.
+            self.expire(DUE_AT_ONCE).await?;
+            if self.is_taken(project, name).await? {
+                return Err(checkout_exists());
+            }
         }
         Ok(Prepared { branch: name.as_str().to_owned(), makes_branch, start_sha })
     }
 
-    /// A row in the making, seen by nobody yet.
-    ///
-    /// # Errors
-    /// `CHECKOUT_EXISTS`.
-    pub async fn insert(
+    async fn is_taken(&self, project: &Project, name: &BranchName) -> Result<bool> {
+        let mut conn = self.inner.db.conn().await?;
+        Ok(store::checkouts::branch_is_taken(&mut conn, &project.id, name.as_str()).await?)
+    }
+
+    /// A checkout in the making, with its token.
+    pub fn fresh(
         &self,
-        tx: &mut Conn,
         caller: &Key,
         project: &Project,
         prepared: &Prepared,
         new: &NewCheckout,
         session_id: Option<Uuid>,
-    ) -> Result<Opened> {
+    ) -> Opened {
         let now = self.inner.clock.now();
         let checkout = Checkout {
             id: Uuid::now_v7(),
@@ -199,9 +207,15 @@ impl Checkouts {
             status: CheckoutStatus::Pending,
             review_task_id: None,
         };
-        let token = GitToken::generate(&mut rand::rng());
-        store::checkouts::insert(tx, &checkout, &token.hash()).await.map_err(taken)?;
-        Ok(Opened { checkout, token })
+        Opened { checkout, token: GitToken::generate(&mut rand::rng()) }
+    }
+
+    /// Its row, seen by nobody yet.
+    ///
+    /// # Errors
+    /// `CHECKOUT_EXISTS`.
+    pub async fn insert(&self, tx: &mut Conn, opened: &Opened) -> Result<()> {
+        store::checkouts::insert(tx, &opened.checkout, &opened.token.hash()).await.map_err(taken)
     }
 
     /// # Errors

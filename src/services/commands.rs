@@ -30,6 +30,8 @@ use crate::{
     streams::{Streams, Unshown},
 };
 
+const ID_CONFLICT: &str = "COMMAND_ID_CONFLICT";
+
 /// What is to run.
 #[derive(Debug, Clone)]
 pub enum Program {
@@ -124,13 +126,22 @@ impl Commands {
                 "scripts are switched off in this project; send args or command",
             ));
         }
-        if let Some(found) = self.same_id(project, &new).await? {
+        if let Some(found) = self.same_id(project, session, &new).await? {
             return Ok(Started::Before(found));
         }
         if project.status != ProjectStatus::Running {
             return Err(not_running());
         }
-        let (command, task, launch, unshown) = self.insert(caller, project, session, &new, &answer).await?;
+        self.check_cwd(project, session, &new)?;
+        let inserted = match self.insert(caller, project, session, &new, &answer).await {
+            // The same command was asked for at the same moment.
+            Err(error) if error.stable_code() == ID_CONFLICT => match self.same_id(project, session, &new).await? {
+                Some(found) => return Ok(Started::Before(found)),
+                None => return Err(error),
+            },
+            inserted => inserted?,
+        };
+        let (command, task, launch, unshown) = inserted;
         self.inner.streams.show(unshown);
         self.inner.following.begin(command.clone(), task, Some(launch));
         Ok(Started::New(command))
@@ -162,8 +173,11 @@ impl Commands {
             store::sessions::touch(&mut tx, session.id, now).await?;
         }
         answer.keep(&mut tx, &command).await?;
-        let data = json!({"type": "command.started", "id": command.command_id, "at": stamp(&inner.clock),
-                          "actor": caller.id, "session_id": command.session_id});
+        let mut data =
+            json!({"type": "command.started", "id": command.command_id, "at": stamp(&inner.clock), "actor": caller.id});
+        if let Some(session) = command.session_id {
+            data["session_id"] = session.to_string().into();
+        }
         let unshown = record_activity(&mut tx, &inner.streams, &project.id, &data).await?;
         tx.commit().await?;
         Ok((command, task, launch, unshown))
@@ -258,13 +272,27 @@ impl Commands {
         Launch { argv: command.args.clone(), env, cwd, stdin: new.stdin.clone(), deadline }
     }
 
+    /// A symbolic link may lead where the path's words do not.
+    fn check_cwd(&self, project: &Project, session: Option<&Session>, new: &NewCommand) -> Result<()> {
+        let root = session.map_or(&project.workspace, |session| &session.workspace);
+        match new.cwd.as_deref() {
+            Some(cwd) if self.inner.runtime.leads_outside(root, cwd) => {
+                Err(Error::invalid("cwd must be a relative path inside the workspace"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// A repeat of a command under the client's id.
-    async fn same_id(&self, project: &Project, new: &NewCommand) -> Result<Option<Command>> {
+    async fn same_id(&self, project: &Project, session: Option<&Session>, new: &NewCommand) -> Result<Option<Command>> {
         let Some(id) = &new.command_id else { return Ok(None) };
         let found = store::commands::find(&mut self.inner.db.conn().await?, &project.id, id.as_str()).await?;
         match found {
-            Some(command) if command.body_hash != new.body_hash => Err(id_conflict()),
-            found => Ok(found),
+            Some(command) => {
+                let same_place = command.kind == new.kind && command.session_id == session.map(|session| session.id);
+                if same_place && command.body_hash == new.body_hash { Ok(Some(command)) } else { Err(id_conflict()) }
+            }
+            None => Ok(None),
         }
     }
 
@@ -381,7 +409,7 @@ fn not_running() -> Error {
 }
 
 fn id_conflict() -> Error {
-    Error::conflict("COMMAND_ID_CONFLICT", "this command_id was used with another body; choose another one")
+    Error::conflict(ID_CONFLICT, "this command_id was used with another body; choose another one")
 }
 
 /// How long a command ran.

@@ -151,8 +151,11 @@ impl Following {
             store::sessions::touch(&mut tx, session, inner.clock.now()).await?;
         }
         let mut unshown = self.last_event(&mut tx, command, parent, ended).await?;
-        let data = json!({"type": "command.ended", "id": command.command_id, "at": stamp(&inner.clock),
-                          "termination": ended.termination.text(), "exit_code": ended.exit_code, "session_id": command.session_id});
+        let mut data = json!({"type": "command.ended", "id": command.command_id, "at": stamp(&inner.clock),
+                              "termination": ended.termination.text(), "exit_code": ended.exit_code});
+        if let Some(session) = command.session_id {
+            data["session_id"] = session.to_string().into();
+        }
         unshown.extend(record_activity(&mut tx, &inner.streams, &command.project_id, &data).await?);
         tx.commit().await?;
         Ok(unshown)

@@ -206,14 +206,18 @@ impl Projects {
         Vec::new()
     }
 
-    /// Tells every workspace where this server is, after a start on another address.
+    /// Tells workspaces where this server is whose address no living process has any more: after a
+    /// start on another port, and after the death of another process.
     ///
     /// # Errors
-    /// Those of the database; a workspace that cannot be told is logged and told at the next start.
-    pub async fn readdress_all(&self) -> Result<()> {
-        let all = store::projects::all(&mut self.inner.db.conn().await?).await?;
+    /// Those of the database; a workspace that cannot be told is logged and told the next time.
+    pub async fn readdress_stranded(&self) -> Result<()> {
         let now = &self.inner.site.local;
-        for project in all.iter().filter(|p| p.status == ProjectStatus::Running && p.address != *now) {
+        let mut conn = self.inner.db.conn().await?;
+        store::tasks::set_address(&mut conn, self.inner.queue.process(), now).await?;
+        let stranded = store::projects::stranded(&mut conn, now).await?;
+        drop(conn);
+        for project in stranded {
             match self.inner.workspaces.readdress(&project.id, &project.address, now).await {
                 Ok(()) => store::projects::set_address(&mut self.inner.db.conn().await?, &project.id, now).await?,
                 Err(error) => tracing::warn!(%error, project.id, "a workspace was not told this server's address"),

@@ -114,7 +114,7 @@ impl Sessions {
 
     /// With `on_dirty: fail` a session with such work goes on as if nothing had been asked.
     async fn refuse_dirty(&self, session: &Session, worktree: &Worktree<'_>, task: &Claimed) -> Result<()> {
-        if !self.inner.workspaces.is_dirty(worktree).await? {
+        if !self.inner.workspaces.is_dirty(worktree, &self.inner.site.local).await? {
             return Ok(());
         }
         let mut tx = self.inner.db.begin().await?;
@@ -129,7 +129,7 @@ impl Sessions {
 
     /// What was rescued is on record before the worktree goes.
     async fn rescue(&self, session: &Session, worktree: &Worktree<'_>, task: &Claimed) -> Result<()> {
-        let Some(rescue) = self.inner.workspaces.rescue(worktree).await else { return Ok(()) };
+        let Some(rescue) = self.inner.workspaces.rescue(worktree, &self.inner.site.local).await else { return Ok(()) };
         let mut tx = self.inner.db.begin().await?;
         self.inner.queue.hold(&mut tx, task).await?;
         store::sessions::set_rescue(&mut tx, session.id, &rescue).await?;

@@ -93,7 +93,12 @@ impl Sessions {
     /// "session not found".
     pub async fn get(&self, project: &str, id: Uuid) -> Result<Session> {
         let found = store::sessions::find(&mut self.inner.db.conn().await?, project, id).await?;
-        found.ok_or_else(not_found)
+        found.map(|session| self.addressed(session)).ok_or_else(not_found)
+    }
+
+    /// Its preview is under the address that this server has now.
+    pub(super) fn addressed(&self, session: Session) -> Session {
+        Session { preview_url: self.preview_url(session.id), ..session }
     }
 
     /// # Errors
@@ -105,7 +110,8 @@ impl Sessions {
         before: Option<Uuid>,
         limit: i64,
     ) -> Result<Vec<Session>> {
-        Ok(store::sessions::page(&mut self.inner.db.conn().await?, project, status, before, limit).await?)
+        let page = store::sessions::page(&mut self.inner.db.conn().await?, project, status, before, limit).await?;
+        Ok(page.into_iter().map(|session| self.addressed(session)).collect())
     }
 
     /// # Errors
@@ -146,7 +152,7 @@ impl Sessions {
         let id = Uuid::now_v7();
         let port = self.port(project, new.preview_port).await?;
         let mut tx = inner.db.begin().await?;
-        let opened = inner.checkouts.insert(&mut tx, caller, project, prepared, &new.checkout, Some(id)).await?;
+        let opened = inner.checkouts.fresh(caller, project, prepared, &new.checkout, Some(id));
         let paths = inner.workspaces.runtime().paths(&project.id);
         let session = Session {
             id,
@@ -168,7 +174,9 @@ impl Sessions {
             end_plan: None,
             rescue: None,
         };
+        // The session first: of two at once the other is told that there is one.
         store::sessions::insert(&mut tx, &session).await.map_err(collision)?;
+        inner.checkouts.insert(&mut tx, &opened).await?;
         store::streams::insert(&mut tx, &project.id, Log::Session, &id.to_string(), None).await?;
         let task = inner.queue.insert_owned(&mut tx, CREATE_TASK, &id.to_string()).await?;
         let unshown = self.activity(&mut tx, &session, "session.created", Some(caller.id)).await?;
@@ -300,7 +308,7 @@ impl Sessions {
         store::checkouts::extend(&mut tx, session.checkout_id, until).await?;
         answer.keep(&mut tx, &extended).await?;
         tx.commit().await?;
-        Ok(extended)
+        Ok(self.addressed(extended))
     }
 
     /// Appends to the session's log and to the project's activity.

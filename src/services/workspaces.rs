@@ -18,6 +18,12 @@ const STEP_LIMIT: Duration = Duration::from_mins(1);
 /// What git asks for a credential, confined to this server's address. The token is in a file of
 /// its own, so a new address needs no new token.
 const HELPER: &str = r#"
+# with_credential BASE NAME WORD...: git with this server's credential of that name, hooks off.
+with_credential() {
+    base=$1; name=$2; shift 2
+    git -c core.hooksPath=/dev/null -c gc.auto=0 -c credential.helper= -c "credential.$base.helper=" \
+        -c "credential.$base.helper=$(helper "$name")" "$@"
+}
 helper() { printf '!f() { test "$1" = get && printf "username=rdev\\npassword=%%s\\n" "$(cat "$HOME/.rdev/%s")"; }; f' "$1"; }
 "#;
 
@@ -55,7 +61,7 @@ for file in .git/config .git/worktrees/*/config.worktree; do
 done
 "#;
 
-/// $1 workspace, $2 worktree, $3 branch, $4 session, $5 base; the token on standard input.
+/// $1 workspace, $2 worktree, $3 branch, $4 session, $5 base, $6 URL; the token on standard input.
 const ADD_WORKTREE: &str = r#"
 umask 077
 mkdir -p "$HOME/.rdev/sessions"
@@ -63,7 +69,7 @@ cat > "$HOME/.rdev/sessions/$4"
 umask 022
 cd "$1"
 git worktree prune
-git fetch --quiet --no-tags origin "+refs/heads/$3:refs/remotes/origin/$3"
+with_credential "$5" "sessions/$4" fetch --quiet --no-tags "$6" "+refs/heads/$3:refs/remotes/origin/$3"
 test "$(git symbolic-ref --quiet HEAD || true)" != "refs/heads/$3" || git checkout --quiet --detach
 git -c core.hooksPath=/dev/null worktree add --quiet --force -B "$3" "$2" "refs/remotes/origin/$3"
 cd "$2"
@@ -78,16 +84,19 @@ const REMOVE_WORKTREE: &str = r#"
 rm -f "$HOME/.rdev/sessions/$4"
 rm -rf -- "$2"
 cd "$1" || exit 0
+# One that was killed in the making is locked, and a prune would spare it.
+rm -rf -- ".git/worktrees/$4"
 git worktree prune
 git update-ref -d "refs/heads/$3" || true
 "#;
 
-/// $1 worktree, $2 branch, $3 rescue branch, $4 `look` or `push`. Says `gone`, `clean`, `dirty`
-/// or the commit that was pushed. The index of the user is left alone, no hook runs.
+/// $1 worktree, $2 branch, $3 rescue branch, $4 `look` or `push`, $5 session, $6 base, $7 URL. Says `gone`, `clean`, `dirty`
+/// or the commit that was pushed. The index of the user is left alone, no hook runs, and the worktree's own
+/// idea of its origin does not matter.
 const RESCUE: &str = r#"
 cd "$1" 2>/dev/null || { echo gone; exit 0; }
 quiet="git -c core.hooksPath=/dev/null -c gc.auto=0"
-$quiet fetch --quiet --no-tags origin "+refs/heads/$2:refs/remotes/origin/$2" || true
+with_credential "$6" "sessions/$5" fetch --quiet --no-tags "$7" "+refs/heads/$2:refs/remotes/origin/$2" || true
 head=$(git rev-parse --verify --quiet HEAD || true)
 index=$(mktemp)
 trap 'rm -f "$index"' EXIT
@@ -113,7 +122,7 @@ commit=$head
 if test "$dirty" = yes; then
     commit=$(git commit-tree "$tree" $parents -m "Work that was in the session when it ended")
 fi
-$quiet push --quiet --no-verify --force origin "$commit:refs/heads/$3"
+with_credential "$6" "sessions/$5" push --quiet --no-verify --force "$7" "$commit:refs/heads/$3"
 echo "$commit"
 "#;
 
@@ -174,7 +183,8 @@ impl Workspaces {
     /// Those of git.
     pub async fn add_worktree(&self, worktree: &Worktree<'_>, base: &str, token: &str) -> Result<()> {
         let workspace = self.runtime.paths(worktree.project).workspace;
-        let words = [&workspace, worktree.path, worktree.branch, worktree.session, base];
+        let url = clone_url(base, worktree.project);
+        let words = [&workspace, worktree.path, worktree.branch, worktree.session, base, &url];
         let output = self.script(worktree.project, ADD_WORKTREE, &words, token.as_bytes(), CLONE_LIMIT).await?;
         done("the session's worktree could not be made", &output)
     }
@@ -194,9 +204,10 @@ impl Workspaces {
     ///
     /// # Errors
     /// Those of git.
-    pub async fn is_dirty(&self, worktree: &Worktree<'_>) -> Result<bool> {
+    pub async fn is_dirty(&self, worktree: &Worktree<'_>, base: &str) -> Result<bool> {
         let rescue = rescue_branch(worktree.session);
-        let words = [worktree.path, worktree.branch, &rescue, "look"];
+        let url = clone_url(base, worktree.project);
+        let words = [worktree.path, worktree.branch, &rescue, "look", worktree.session, base, &url];
         let output = self.script(worktree.project, RESCUE, &words, &[], STEP_LIMIT).await?;
         done("the session's work could not be looked at", &output)?;
         Ok(output.stdout.trim() == "dirty")
@@ -204,9 +215,10 @@ impl Workspaces {
 
     /// Pushes such work to the session's rescue branch. `None` when there is none.
     /// A rescue that fails is an answer too, it must not hold up the end.
-    pub async fn rescue(&self, worktree: &Worktree<'_>) -> Option<Rescue> {
+    pub async fn rescue(&self, worktree: &Worktree<'_>, base: &str) -> Option<Rescue> {
         let branch = rescue_branch(worktree.session);
-        let words = [worktree.path, worktree.branch, &branch, "push"];
+        let url = clone_url(base, worktree.project);
+        let words = [worktree.path, worktree.branch, &branch, "push", worktree.session, base, &url];
         let failed = |error: String| Some(Rescue { branch: None, sha: None, error: Some(error) });
         let output = match self.script(worktree.project, RESCUE, &words, &[], STEP_LIMIT).await {
             Ok(output) => output,

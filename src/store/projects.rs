@@ -55,7 +55,16 @@ pub async fn page(
     c.all(query_as(sql).bind(only).bind(before).bind(limit)).await
 }
 
-/// All ids, for work that covers every project.
+/// Running ones whose workspace knows this server under an address that no living process has.
+pub async fn stranded(c: &mut Conn, address: &str) -> Result<Vec<Project>, DbError> {
+    let sql = "select * from project
+               where status = 'running' and address <> $1
+               and not exists (select from process p where p.address = project.address and p.expires_at > now())
+               order by seq";
+    c.all(query_as(sql).bind(address)).await
+}
+
+/// All, for work that covers every project.
 pub async fn all(c: &mut Conn) -> Result<Vec<Project>, DbError> {
     c.all(query_as("select * from project order by seq")).await
 }
@@ -69,8 +78,10 @@ pub async fn update(
     let sql = "update project
                set name = coalesce($2, name), description = coalesce($3, description), labels = coalesce($4, labels),
                    allow_scripts = coalesce($5, allow_scripts), protected_branches = coalesce($6, protected_branches),
-                   preview_port = coalesce($7, preview_port), review_command = coalesce($8, review_command),
-                   agent_command = coalesce($9, agent_command), updated_at = $10
+                   preview_port = case when 'preview_port' = any($11) then null else coalesce($7, preview_port) end,
+                   review_command = case when 'review_command' = any($11) then null else coalesce($8, review_command) end,
+                   agent_command = case when 'agent_command' = any($11) then null else coalesce($9, agent_command) end,
+                   updated_at = $10
                where id = $1
                returning *";
     let query = query_as(sql)
@@ -83,7 +94,8 @@ pub async fn update(
         .bind(s.preview_port)
         .bind(&s.review_command)
         .bind(&s.agent_command)
-        .bind(now);
+        .bind(now)
+        .bind(&s.unset);
     c.optional(query).await
 }
 

@@ -14,6 +14,11 @@ pub async fn insert_process(c: &mut Conn, id: Uuid, host: &str, version: &str, l
     c.execute(query(sql).bind(id).bind(host).bind(version).bind(lease_s)).await.map(drop)
 }
 
+/// Where commands reach this process.
+pub async fn set_address(c: &mut Conn, id: Uuid, address: &str) -> Result<(), DbError> {
+    c.execute(query("update process set address = $2 where id = $1").bind(id).bind(address)).await.map(drop)
+}
+
 /// False when the row is gone or its lease has run out: it must not come back.
 pub async fn renew_process(c: &mut Conn, id: Uuid, lease_s: f64) -> Result<bool, DbError> {
     let sql = "update process set seen_at = now(), expires_at = now() + make_interval(secs => $2)

@@ -71,6 +71,8 @@ impl Follower {
         let connected =
             frame::unnumbered("connected", &json!({"project": found.project, "stream_id": &*found.owner.name}));
         let at = match start {
+            // One that has ended has nothing new but its end.
+            Start::New if found.ended => found.last_n - 1,
             Start::New => found.last_n,
             // Whoever asks for what comes after the end of an ended log gets its end.
             Start::After(n) if found.ended => n.min(found.last_n - 1),

@@ -1,6 +1,7 @@
 //! Handlers whose client is the clock: chores that every process may run at once, and the
 //! one loop for all of them. What must happen exactly once is a task; see `queue/`.
 
+mod address;
 mod expiry;
 mod keys;
 mod queue;
@@ -15,6 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{domain::clock::Clock, error::Result, metrics::Metrics};
 
 pub use self::{
+    address::Readdress,
     expiry::{CheckoutExpiry, SessionExpiry},
     keys::KeyUpkeep,
     queue::QueueGauge,

@@ -36,17 +36,8 @@ const NEWEST: ABI = ABI::V9;
 /// A directory with more entries than this beside a hidden one is allowed up to here.
 const MOST_ENTRIES: usize = 10_000;
 /// Everybody's devices, those that `--dev` of bubblewrap has too.
-const DEVICES: [&str; 9] = [
-    "/dev/null",
-    "/dev/zero",
-    "/dev/full",
-    "/dev/tty",
-    "/dev/random",
-    "/dev/urandom",
-    "/dev/ptmx",
-    "/dev/shm",
-    "/dev/pts",
-];
+const DEVICES: [&str; 8] =
+    ["/dev/null", "/dev/zero", "/dev/full", "/dev/tty", "/dev/random", "/dev/urandom", "/dev/ptmx", "/dev/pts"];
 /// The version that the running kernel has, or why there is none.
 pub(super) fn version() -> Result<i32, String> {
     // Only a closed fence tells, and it stays closed: on a thread of its own it closes around nothing.

@@ -290,6 +290,14 @@ impl Runtime for Local {
         .boxed()
     }
 
+    fn leads_outside(&self, root: &str, below: &str) -> bool {
+        let real = |path: &Path| path.canonicalize().ok();
+        match (real(Path::new(root)), real(&Path::new(root).join(below))) {
+            (Some(root), Some(path)) => !path.starts_with(root),
+            _ => false,
+        }
+    }
+
     fn kept(&self) -> BoxFuture<'_, Result<Vec<i64>>> {
         self.blocking("the folders of commands could not be listed", |inner| {
             let names = fs::read_dir(inner.options.data_dir.commands())?
