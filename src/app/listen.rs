@@ -32,7 +32,7 @@ use tower::ServiceExt as _;
 /// Connections at once; more wait in the backlog.
 const CONNECTIONS: usize = 8192;
 /// For a request's header, from the first byte on and between two requests of a connection.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(20);
 const BUFFER: usize = 32 << 10;
 /// How long a request for a stream waits for the start to finish.
 const PATIENCE: Duration = Duration::from_secs(30);

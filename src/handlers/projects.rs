@@ -104,6 +104,7 @@ impl ProjectView {
 }
 
 #[derive(Deserialize, ToSchema)]
+#[expect(clippy::option_option, reason = "left out, null and a value are three things in a PATCH")]
 struct ProjectFields {
     name: Option<String>,
     description: Option<String>,
@@ -126,6 +127,7 @@ struct ProjectFields {
 }
 
 /// Tells `null` from what was left out.
+#[expect(clippy::option_option, reason = "left out, null and a value are three things in a PATCH")]
 fn nullable<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<Option<T>>, D::Error> {
     Option::deserialize(from).map(Some)
 }

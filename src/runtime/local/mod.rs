@@ -85,7 +85,7 @@ impl Local {
         hidden.extend(sandbox::private_homes(&home));
         let inner = Inner {
             readable: toolchains::toolchains(&options.path, &home, &options.command_env),
-            suggested: toolchains::suggested_env(&home),
+            suggested: toolchains::suggested_env(&options.path, &home),
             path: toolchains::command_path(&options.path),
             watch: Watch::start().map_err(|error| format!("files cannot be watched (inotify): {error}"))?,
             hidden,

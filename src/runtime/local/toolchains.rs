@@ -17,7 +17,7 @@ pub fn toolchains(path: &str, home: &Path, extra_env: &[(String, String)]) -> Ve
     for dir in std::env::split_paths(path).filter(|dir| dir.is_absolute() && dir.is_dir()) {
         roots.directory(&dir);
     }
-    let suggested = suggested_env(home);
+    let suggested = suggested_env(path, home);
     for (_, value) in extra_env.iter().chain(&suggested) {
         let value = Path::new(value);
         if value.is_absolute() && value.is_dir() {
@@ -28,15 +28,14 @@ pub fn toolchains(path: &str, home: &Path, extra_env: &[(String, String)]) -> Ve
 }
 
 /// What tools would look for in the server's `HOME` and do not find in the project's: for the command's environment,
-/// where it does not say so itself.
+/// where it does not say so itself. A `.cargo/bin` on the path tells of a home too.
 #[must_use]
-pub fn suggested_env(home: &Path) -> Vec<(String, String)> {
-    [("RUSTUP_HOME", ".rustup")]
-        .into_iter()
-        .map(|(name, dir)| (name, home.join(dir)))
-        .filter(|(_, dir)| dir.is_dir())
-        .filter_map(|(name, dir)| Some((name.to_owned(), dir.to_str()?.to_owned())))
-        .collect()
+pub fn suggested_env(path: &str, home: &Path) -> Vec<(String, String)> {
+    let told = std::env::split_paths(path).filter(|dir| dir.ends_with(".cargo/bin"));
+    let told = told.filter_map(|dir| dir.parent()?.parent().map(Path::to_owned));
+    let rustup = std::iter::once(home.to_owned()).chain(told).map(|home| home.join(".rustup")).find(|dir| dir.is_dir());
+    let rustup = rustup.and_then(|dir| dir.to_str().map(str::to_owned));
+    rustup.map(|dir| ("RUSTUP_HOME".to_owned(), dir)).into_iter().collect()
 }
 
 /// The `PATH` for commands. pyenv's shims ask for a variable and a `HOME` that a command does not have, so the
