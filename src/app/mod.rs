@@ -18,13 +18,11 @@ use crate::{
     config::{Config, StopCommands},
     data_dir::{DataDir, ProcessLock},
     database::Db,
-    domain::{api_key::ApiKey, clock::Clock},
+    domain::{api_key::ApiKey, clock::Clock, command::EndAsked},
     error::Error,
     handlers::ops,
     queue::Lease,
-    router,
-    runtime::EndAsked,
-    store,
+    router, store,
 };
 
 /// Kept of the time for an orderly stop for what comes after the requests.

@@ -106,6 +106,32 @@ impl Termination {
     }
 }
 
+/// Why a running command is to end, in the supervisor's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndAsked {
+    Cancelled,
+    SessionEnded,
+    ServerStopped,
+}
+
+impl EndAsked {
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Cancelled => "cancelled",
+            Self::SessionEnded => "session_ended",
+            Self::ServerStopped => "server_stopped",
+        }
+    }
+
+    pub fn parse(text: &str) -> Self {
+        match text {
+            "session_ended" => Self::SessionEnded,
+            "server_stopped" => Self::ServerStopped,
+            _ => Self::Cancelled,
+        }
+    }
+}
+
 /// How a command ended, in full.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ended {

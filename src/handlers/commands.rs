@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     domain::{
-        command::{Command, CommandKind, CommandStatus, Termination},
+        command::{Command, CommandKind, CommandStatus, EndAsked, Termination},
         durations, git_args,
         ids::{self, CommandId},
         key::Key,
@@ -28,7 +28,6 @@ use crate::{
         words,
     },
     error::{Error, Result},
-    runtime::EndAsked,
     services::{
         commands::{Commands, Filter, NewCommand, Program, Started, ran_for},
         receipts::Answer,

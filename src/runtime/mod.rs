@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 
 use crate::{
-    domain::command::{Ended, Launch},
+    domain::command::{EndAsked, Ended, Launch},
     error::Result,
 };
 
@@ -82,32 +82,6 @@ pub enum Piece {
 pub trait Follow: Send {
     /// The next piece; waits for it.
     fn next(&mut self) -> BoxFuture<'_, Result<Piece>>;
-}
-
-/// Why a running command is to end, in the supervisor's words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EndAsked {
-    Cancelled,
-    SessionEnded,
-    ServerStopped,
-}
-
-impl EndAsked {
-    pub fn text(self) -> &'static str {
-        match self {
-            Self::Cancelled => "cancelled",
-            Self::SessionEnded => "session_ended",
-            Self::ServerStopped => "server_stopped",
-        }
-    }
-
-    pub fn parse(text: &str) -> Self {
-        match text {
-            "session_ended" => Self::SessionEnded,
-            "server_stopped" => Self::ServerStopped,
-            _ => Self::Cancelled,
-        }
-    }
 }
 
 pub trait Runtime: Send + Sync + 'static {

@@ -17,7 +17,7 @@ use crate::{
     database::{Conn, Db},
     domain::{
         clock::Clock,
-        command::{Command, CommandKind, CommandStatus, Launch},
+        command::{Command, CommandKind, CommandStatus, EndAsked, Launch},
         ids::CommandId,
         key::Key,
         project::{Project, ProjectStatus},
@@ -25,7 +25,7 @@ use crate::{
     },
     error::{Error, Kind, Result},
     queue::{Claimed, Queue},
-    runtime::{EndAsked, Handle, Place},
+    runtime::{Handle, Place},
     store::{self, streams::Kind as Log},
     streams::{Streams, Unshown},
 };

@@ -20,6 +20,7 @@ use crate::{
     database::Db,
     domain::{
         clock::Clock,
+        command::EndAsked,
         key::Key,
         project::{Project, ProjectStatus},
         session::{EndReason, OnDirty, SessionStatus},
@@ -28,7 +29,6 @@ use crate::{
     forge::EmbeddedHost,
     metrics::Metrics,
     queue::{Claimed, Perform, Queue},
-    runtime::EndAsked,
     store::{self, streams::Kind as Log},
     streams::Streams,
 };

@@ -17,12 +17,12 @@ use crate::{
     database::Db,
     domain::{
         clock::Clock,
-        command::{Command, CommandStatus, Ended, Launch, Termination},
+        command::{Command, CommandStatus, EndAsked, Ended, Launch, Termination},
     },
     error::{Error, Kind, Result},
     metrics::Metrics,
     queue::{Claimed, Perform, Queue},
-    runtime::{EndAsked, Handle, Place},
+    runtime::{Handle, Place},
     store,
     streams::{Chunk, Owner, Streams, Unshown, record},
 };

@@ -16,12 +16,12 @@ use super::{
 };
 use crate::{
     domain::{
+        command::EndAsked,
         key::Key,
         session::{EndPlan, EndReason, OnDirty, Session, SessionStatus},
     },
     error::{Error, Kind, Result},
     queue::{Claimed, Perform},
-    runtime::EndAsked,
     store,
 };
 

@@ -37,10 +37,10 @@ use self::{
     spec::{Kind, Program, Reason, Sandbox, Spec},
     watch::Watch,
 };
-use super::{EndAsked, Follow, Handle, Isolation, LocalOptions, Paths, Run, RunOutput, Runtime};
+use super::{Follow, Handle, Isolation, LocalOptions, Paths, Run, RunOutput, Runtime};
 use crate::{
     config::SandboxChoice,
-    domain::command::Launch,
+    domain::command::{EndAsked, Launch},
     error::{Error, Result},
 };
 
