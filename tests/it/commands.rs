@@ -226,7 +226,9 @@ async fn a_link_leads_no_command_out_of_its_place() {
     app.project("q").await;
     let other = app.admin().get("/projects/q").await.data(200);
     run(&app, json!({"args": ["ln", "-s", other["workspace"], "link"]})).await;
-    let tried = run(&app, json!({"args": ["cat", "README.md"], "cwd": "link"})).await;
+    let body = json!({"args": ["cat", "README.md"], "cwd": "link"});
+    app.admin().post(SHELL, body).await.refusal(400, "BAD_REQUEST");
+    let tried = run(&app, json!({"args": ["cat", "link/README.md"]})).await;
     assert_ne!(tried["exit_code"], 0, "{}", app.output(&tried).await);
 }
 
@@ -643,4 +645,33 @@ async fn a_command_outlives_an_orderly_stop_that_keeps_commands() {
     let lines: Vec<_> = seen.iter().map(|event| (event.number(), event.line())).collect();
     assert_eq!(lines, [(Some(1), "one"), (Some(2), "two"), (None, "")]);
     assert_eq!(seen[2].data["exit_code"], 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_has_only_just_begun_is_cancelled_all_the_same() {
+    let app = app_with_project().await;
+    for _ in 0..5 {
+        let command = app.admin().post(SHELL, json!({"args": ["sleep", "600"]})).await.data(201);
+        let cancelled = app.admin().delete(&path_of(&command)).await.data(200);
+        assert_eq!((&cancelled["status"], &cancelled["termination"]), (&json!("exited"), &json!("cancelled")));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_orderly_stop_ends_a_command_that_has_only_just_begun() {
+    let mut app = app_with_project().await;
+    for _ in 0..4 {
+        let body = json!({"args": ["sleep", "600"]});
+        let started = futures::future::join_all((0..3).map(|_| {
+            let (api, body) = (app.admin(), body.clone());
+            async move { api.post(SHELL, body).await.data(201) }
+        }));
+        let started = started.await;
+        let key = app.admin_key.clone();
+        let ground = app.stop().await;
+        let running = ground.db.count("select count(*) from command where status = 'running'").await;
+        assert_eq!(running, 0, "the stop left some of {} running", started.len());
+        app = TestApp::on(ground, &[]).await;
+        app.admin_key = key;
+    }
 }

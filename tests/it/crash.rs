@@ -63,7 +63,10 @@ async fn a_command_goes_on_in_the_same_stream_when_its_server_is_killed() {
     is_whole(&seen, &command);
     let path = format!("/projects/p/commands/{}", command["command_id"].as_str().unwrap());
     let ended = server.admin().get(&path).await.data(200);
-    assert_eq!((&ended["status"], &ended["exit_code"], &ended["termination"]), (&json!("exited"), &json!(7), &json!("exit")));
+    assert_eq!(
+        (&ended["status"], &ended["exit_code"], &ended["termination"]),
+        (&json!("exited"), &json!(7), &json!("exit"))
+    );
     assert_eq!(server.terminate().await, Some(0));
 }
 
@@ -130,24 +133,14 @@ async fn a_command_whose_supervisor_is_killed_is_lost() {
     let last = seen.last().unwrap();
     assert_eq!((last.name.as_str(), &last.data["code"]), ("error", &json!("STREAM_LOST")));
     let path = format!("/projects/p/commands/{}", command["command_id"].as_str().unwrap());
-    let lost = server.admin().get(&path).await.data(200);
-    assert_eq!((&lost["status"], &lost["exit_code"]), (&json!("lost"), &Value::Null));
-    assert_eq!(lost["termination"], "supervisor_lost");
+    let shown = server.admin().get(&path).await.data(200);
+    assert_eq!((&shown["status"], &shown["exit_code"]), (&json!("lost"), &Value::Null));
+    assert_eq!(shown["termination"], "supervisor_lost");
 }
 
-/// The one process of the program that names this ground and is no server.
+/// The one supervisor on the server's ground.
 fn supervisor_of(server: &Server, command: &Value) -> nix::unistd::Pid {
-    let ground = server.ground.path().to_str().unwrap().to_owned();
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-        let Ok(line) = std::fs::read(entry.path().join("cmdline")) else { continue };
-        let line = String::from_utf8_lossy(&line).into_owned();
-        let words: Vec<_> = line.split('\0').collect();
-        if words.get(1) == Some(&"supervise") && line.contains(&ground) {
-            found.push(pid);
-        }
-    }
+    let found = server.ground.supervisors();
     assert_eq!(found.len(), 1, "supervisors of {command}: {found:?}");
     nix::unistd::Pid::from_raw(found[0])
 }
@@ -186,8 +179,13 @@ async fn nothing_is_half_made(ground: &Ground, server: &Server) {
     }
     let branches = admin.get("/projects/p/checkout/branches").await.data(200)["branches"].clone();
     let kept = ground.db.count("select count(distinct branch) from session where status <> 'failed'").await;
-    let rescued = branches.as_array().unwrap().iter().filter(|b| b["name"].as_str().unwrap().starts_with("rdev/")).count();
-    assert_eq!(branches.as_array().unwrap().len() - rescued, 1 + usize::try_from(kept).unwrap(), "{branches} {sessions}");
+    let rescued =
+        branches.as_array().unwrap().iter().filter(|b| b["name"].as_str().unwrap().starts_with("rdev/")).count();
+    assert_eq!(
+        branches.as_array().unwrap().len() - rescued,
+        1 + usize::try_from(kept).unwrap(),
+        "{branches} {sessions}"
+    );
     for session in active {
         admin.delete(&format!("/projects/p/sessions/{}", session["id"].as_str().unwrap())).await.data(200);
     }
@@ -316,7 +314,8 @@ async fn a_checkins_token_is_dead_though_the_server_is_killed_after_the_answer()
     server.kill().await;
     let server = Server::start(&ground, &[]).await;
     let host = server.url.strip_prefix("http://").unwrap();
-    let token = made["clone_url"].as_str().unwrap().split_once("rdev:").unwrap().1.split_once('@').unwrap().0.to_owned();
+    let token =
+        made["clone_url"].as_str().unwrap().split_once("rdev:").unwrap().1.split_once('@').unwrap().0.to_owned();
     let url = format!("http://rdev:{token}@{host}/git/p.git");
     git::git(ground.path(), &["ls-remote", &url]).await.failed();
 }

@@ -1,19 +1,29 @@
 //! Stories about the whole program, by noun. Each runs on real parts: PostgreSQL, git,
 //! processes; see `support/`.
 
+#![allow(
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    clippy::disallowed_methods,
+    clippy::format_collect,
+    clippy::items_after_statements,
+    clippy::redundant_closure_for_method_calls,
+    reason = "small numbers and short texts; nobody waits for what a test spawns"
+)]
+
 mod support;
 
 mod checkouts;
 mod commands;
+mod crash;
 mod git;
 mod http;
 mod idempotency;
 mod keys;
 mod limits;
+mod ops;
+mod pitfalls;
 mod projects;
 mod sessions;
 mod streams;
 mod tickets;
-mod ops;
-mod pitfalls;
-mod crash;

@@ -20,8 +20,10 @@ async fn health_says_what_is_there_and_no_secrets() {
     let app = TestApp::start().await;
     let reply = app.nobody().get("/health").await;
     let health = reply.data(200);
-    assert_eq!((&health["status"], &health["database"], &health["runtime"], &health["git_host"]),
-        (&json!("ok"), &json!("ok"), &json!("local"), &json!("embedded")));
+    assert_eq!(
+        (&health["status"], &health["database"], &health["runtime"], &health["git_host"]),
+        (&json!("ok"), &json!("ok"), &json!("local"), &json!("embedded"))
+    );
     assert!(health["version"].is_string() && health["checks"].is_object() && health["model_upstream"].is_string());
     let data_dir = app.ground.data_dir().display().to_string();
     for secret in ["rdev_sk_", "postgres", "127.0.0.1", data_dir.as_str()] {
@@ -38,6 +40,10 @@ async fn the_metrics_count_what_was_done() {
     app.script("p", "true").await;
     app.bearing("rdev_sk_wrong").get("/projects").await.refusal(401, "UNAUTHORIZED");
     let _open = app.listen("/projects/p/events").await;
+    eventually("a worker has run", async || {
+        app.nobody().get("/metrics").await.text.contains("rdev_worker_last_success").then_some(())
+    })
+    .await;
     let reply = app.nobody().get("/metrics").await;
     assert!(reply.header("content-type").starts_with("text/plain"));
     for name in [
@@ -163,8 +169,10 @@ async fn a_database_newer_than_the_program_stops_the_start() {
     let ground = TestApp::start().await.stop().await;
     ground
         .db
-        .run("insert into _sqlx_migrations (version, description, success, checksum, execution_time)
-              values (99999999, 'from the future', true, '', 0)")
+        .run(
+            "insert into _sqlx_migrations (version, description, success, checksum, execution_time)
+              values (99999999, 'from the future', true, '', 0)",
+        )
         .await;
     let (code, _, stderr) = rdev(&ground, &["serve"], &[]).await;
     assert_eq!(code, 1, "{stderr}");
@@ -211,9 +219,18 @@ async fn a_setting_that_cannot_be_used_stops_the_start_with_one_line() {
 async fn names_that_belong_to_others_are_ignored() {
     let ground = Ground::new().await;
     let foreign = [
-        ("RDEV_URL", "x"), ("RDEV_TOKEN", "x"), ("RDEV_TEST_X", "x"), ("RDEV_BENCH_X", "x"), ("RDEV_CLUSTER_X", "x"),
-        ("RDEV_SERVICE_HOST", "x"), ("RDEV_PORT", "x"), ("RDEV_PORT_80_TCP", "x"), ("RDEV_PROJECT_ID", "x"),
-        ("RDEV_COMMAND_ID", "x"), ("RDEV_SESSION_ID", "x"), ("RDEV_BRANCH", "x"),
+        ("RDEV_URL", "x"),
+        ("RDEV_TOKEN", "x"),
+        ("RDEV_TEST_X", "x"),
+        ("RDEV_BENCH_X", "x"),
+        ("RDEV_CLUSTER_X", "x"),
+        ("RDEV_SERVICE_HOST", "x"),
+        ("RDEV_PORT", "x"),
+        ("RDEV_PORT_80_TCP", "x"),
+        ("RDEV_PROJECT_ID", "x"),
+        ("RDEV_COMMAND_ID", "x"),
+        ("RDEV_SESSION_ID", "x"),
+        ("RDEV_BRANCH", "x"),
     ];
     let (code, _, stderr) = rdev(&ground, &["config"], &foreign).await;
     assert_eq!(code, 0, "{stderr}");

@@ -81,6 +81,7 @@ async fn a_half_open_connection_does_not_kill_the_pool() {
     let db = Db::with_limits(proxy.options(&ground.db.options()), 2, limit, Duration::from_secs(3));
     let both = async { tokio::join!(write(&db, 0), write(&db, 0)) };
     assert_eq!(both.await, (true, true));
+    super::support::eventually("both are back in the pool", async || (db.usage().1 == 2).then_some(())).await;
     proxy.freeze();
     // At worst every connection of the pool is found out once, each within the limit of a statement.
     let mut failures = 0;
@@ -236,4 +237,19 @@ async fn a_statement_is_no_place_for_what_a_client_says() {
     assert_eq!(app.admin().patch("/projects/p", body).await.data(200)["name"], hostile);
     app.admin().get("/projects/p/events?stream_id=%27%3B--").await.refusal(404, "NOT_FOUND");
     app.admin().get("/projects/p").await.data(200);
+}
+
+/// sqlx pings a connection that comes back to the pool, for as long as it takes: one that
+/// went silent at that moment would hold its place for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_goes_silent_while_it_is_given_back_frees_its_place() {
+    let ground = Ground::new().await;
+    ground.db.run("create table written (n int)").await;
+    let proxy = Proxy::before(&ground.db.options()).await;
+    let limit = Duration::from_millis(500);
+    let db = Db::with_limits(proxy.options(&ground.db.options()), 2, limit, Duration::from_secs(3));
+    let (one, two) = (db.conn().await.unwrap(), db.conn().await.unwrap());
+    proxy.freeze();
+    drop((one, two));
+    super::support::eventually("a place in the pool", async || write(&db, 1).await.then_some(())).await;
 }

@@ -61,9 +61,35 @@ impl Ground {
     }
 }
 
+impl Ground {
+    /// Supervisors of commands on this ground that still run.
+    pub fn supervisors(&self) -> Vec<i32> {
+        let here = self.path().to_str().expect("a path of letters");
+        let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        pids.filter(|pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line);
+            line.split('\0').nth(1) == Some("supervise") && line.contains(here)
+        })
+        .collect()
+    }
+}
+
 impl Drop for Ground {
     fn drop(&mut self) {
-        finish(self.db.remove());
+        finish(async {
+            self.db.remove().await;
+            // A supervisor says how its command ended a moment before it is gone itself.
+            for _ in 0..250 {
+                if self.supervisors().is_empty() {
+                    return;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        });
+        let left = self.supervisors();
+        assert!(left.is_empty() || std::thread::panicking(), "these outlived their server: {left:?}");
     }
 }
 

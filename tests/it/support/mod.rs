@@ -47,10 +47,8 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, ask: impl 
 
 /// Something that must be over within [`PATIENCE`].
 pub async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(PATIENCE, work).await {
-        Ok(done) => done,
-        Err(_) => panic!("waited {PATIENCE:?} in vain: {what}"),
-    }
+    let done = tokio::time::timeout(PATIENCE, work).await;
+    done.unwrap_or_else(|_| panic!("waited {PATIENCE:?} in vain: {what}"))
 }
 
 /// Runs async work to its end from a `drop`, on the runtime that the test runs on.

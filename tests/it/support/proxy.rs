@@ -95,8 +95,7 @@ async fn carry(client: TcpStream, target: PgConnectOptions, state: Arc<State>, g
 
 async fn pump(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, state: Arc<State>, generation: u64) {
     let mut buffer = vec![0; 16 << 10];
-    loop {
-        let Ok(count) = from.read(&mut buffer).await else { break };
+    while let Ok(count) = from.read(&mut buffer).await {
         if generation < state.silent_generation.load(Ordering::Acquire) {
             // Swallowed: neither passed on nor refused.
             std::future::pending::<()>().await;
