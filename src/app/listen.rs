@@ -5,7 +5,7 @@
 use std::{
     convert::Infallible,
     net::SocketAddr,
-    pin::pin,
+    pin::{Pin, pin},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -15,10 +15,10 @@ use std::{
 
 use axum::{Router, body::Body, extract::ConnectInfo, response::Response};
 use http::{HeaderValue, Request, header};
-use hyper::body::Incoming;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto::Builder, graceful::GracefulShutdown},
+    server::conn::auto,
 };
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{
@@ -93,40 +93,53 @@ impl Front {
 
     async fn accept(self, listener: TcpListener, tasks: TaskTracker) {
         let places = Arc::new(Semaphore::new(CONNECTIONS));
-        let graceful = GracefulShutdown::new();
-        let mut builder = Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(BUFFER);
-        builder
-            .http2()
-            .timer(TokioTimer::new())
-            .keep_alive_interval(Duration::from_secs(30))
-            .max_concurrent_streams(256);
+        let connections = TaskTracker::new();
+        let protocols = Arc::new(Protocols::new());
         loop {
             let accepted = tokio::select! {
                 () = self.state.closed.cancelled() => break,
                 accepted = next(&listener, &places) => accepted,
             };
             let (stream, peer, place) = accepted;
-            let front = self.clone();
-            let seen = Arc::new(Notify::new());
-            let first = seen.clone();
-            let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-                first.notify_one();
-                front.clone().answer(request, peer)
-            });
-            let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
-            let watched = graceful.watch(connection);
-            tasks.spawn(async move {
-                if let Err(error) = within_patience(watched, &seen).await {
-                    tracing::trace!(error, "a connection ended badly");
-                }
+            let (front, protocols) = (self.clone(), protocols.clone());
+            tasks.spawn(connections.track_future(async move {
+                front.serve(&protocols, stream, peer).await;
                 drop(place);
-            });
+            }));
         }
         drop(listener);
+        connections.close();
         let deadline = self.state.deadline.get().copied().unwrap_or_else(Instant::now);
-        let _late = tokio::time::timeout_at(deadline, graceful.shutdown()).await;
+        let _late = tokio::time::timeout_at(deadline, connections.wait()).await;
         self.state.done.cancel();
+    }
+
+    async fn serve(self, protocols: &Protocols, stream: TcpStream, peer: SocketAddr) {
+        let closed = self.state.closed.clone();
+        let spoken = tokio::select! {
+            () = closed.cancelled() => return,
+            spoken = tokio::time::timeout(HEADER_TIMEOUT, protocol(&stream)) => spoken,
+        };
+        let seen = Arc::new(Notify::new());
+        let first = seen.clone();
+        let service = service_fn(move |request: Request<Incoming>| {
+            first.notify_one();
+            self.clone().answer(request, peer)
+        });
+        let io = TokioIo::new(stream);
+        match spoken {
+            Ok(Ok(Spoken::Http1)) => {
+                let connection = protocols.http1.serve_connection(io, service).with_upgrades();
+                see_off(connection, &closed, |connection| connection.graceful_shutdown()).await;
+            }
+            Ok(Ok(Spoken::Unclear)) => {
+                let connection = protocols.either.serve_connection_with_upgrades(io, service);
+                // Boxed: it is rare, and wide.
+                let connection = see_off(connection, &closed, |connection| connection.graceful_shutdown());
+                within_patience(Box::pin(connection), &seen).await;
+            }
+            Ok(Err(_)) | Err(_) => {}
+        }
     }
 
     async fn answer(self, request: Request<Incoming>, peer: SocketAddr) -> Result<Response, Infallible> {
@@ -157,6 +170,63 @@ impl Front {
     }
 }
 
+/// How connections are served, each with its limits.
+struct Protocols {
+    http1: http1::Builder,
+    either: auto::Builder<TokioExecutor>,
+}
+
+impl Protocols {
+    fn new() -> Self {
+        let mut http1 = http1::Builder::new();
+        http1.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(BUFFER);
+        let mut either = auto::Builder::new(TokioExecutor::new());
+        either.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(BUFFER);
+        either
+            .http2()
+            .timer(TokioTimer::new())
+            .keep_alive_interval(Duration::from_secs(30))
+            .max_concurrent_streams(256);
+        Self { http1, either }
+    }
+}
+
+enum Spoken {
+    Http1,
+    /// HTTP/2, or too little was sent yet to tell.
+    Unclear,
+}
+
+/// Looks at the first bytes without taking them: reading them apart makes hyper's buffer, which
+/// a connection keeps, twice as large.
+async fn protocol(stream: &TcpStream) -> std::io::Result<Spoken> {
+    let mut first = [0; 4];
+    match stream.peek(&mut first).await? {
+        0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
+        4 if first != *b"PRI " => Ok(Spoken::Http1),
+        _ => Ok(Spoken::Unclear),
+    }
+}
+
+/// Serves a connection to its end; once no more are taken, what is under way is its last.
+async fn see_off<C, E>(connection: C, closed: &CancellationToken, wind_down: impl FnOnce(Pin<&mut C>))
+where
+    C: Future<Output = Result<(), E>>,
+    E: std::fmt::Display,
+{
+    let mut connection = pin!(connection);
+    let outcome = tokio::select! {
+        outcome = connection.as_mut() => outcome,
+        () = closed.cancelled() => {
+            wind_down(connection.as_mut());
+            connection.await
+        }
+    };
+    if let Err(error) = outcome {
+        tracing::trace!(%error, "a connection ended badly");
+    }
+}
+
 async fn next(
     listener: &TcpListener,
     places: &Arc<Semaphore>,
@@ -180,12 +250,11 @@ async fn next(
 }
 
 /// A connection that has brought no request in time is dropped, whatever it has sent.
-async fn within_patience<E>(connection: impl Future<Output = Result<(), E>>, seen: &Notify) -> Result<(), E> {
-    let mut connection = pin!(connection);
+async fn within_patience(mut connection: impl Future<Output = ()> + Unpin, seen: &Notify) {
     tokio::select! {
-        ended = &mut connection => return ended,
+        () = &mut connection => return,
         () = seen.notified() => {}
-        () = tokio::time::sleep(HEADER_TIMEOUT) => return Ok(()),
+        () = tokio::time::sleep(HEADER_TIMEOUT) => return,
     }
-    connection.await
+    connection.await;
 }

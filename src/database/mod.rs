@@ -67,7 +67,8 @@ impl Db {
     }
 
     pub async fn conn(&self) -> Result<Conn, DbError> {
-        let inner = self.pool.acquire().await?;
+        // Boxed: it is wide (it may have to connect), and would be part of every future that asks.
+        let inner = Box::pin(self.pool.acquire()).await?;
         Ok(Conn { inner: Some(inner), in_flight: false, open: false, limit: self.statement_limit })
     }
 

@@ -1,6 +1,7 @@
 //! API keys. All live ones are held in memory with the epoch they were read at; a process
 //! that has not confirmed the epoch within a second accepts nothing until it has. So a
-//! request costs no look-up, and a revocation is known everywhere before it is answered.
+//! request costs no look-up, and a revocation is known everywhere before it is answered. A key
+//! that is not known is looked for once: it may be new.
 
 use std::{
     collections::HashMap,
@@ -34,8 +35,9 @@ use crate::{
 const TRUST: Duration = Duration::from_secs(1);
 /// Confirmed a little earlier, so that requests rarely wait for it.
 const CONFIRM: Duration = Duration::from_millis(600);
-/// For a key that is not known: guessing costs one small read in so long.
-const JUST_NOW: Duration = Duration::from_millis(30);
+/// Keys that are not known are looked for in the database, so many at once: guessing must not
+/// take the connections of those who do not guess.
+const LOOK_UPS: usize = 4;
 
 /// What a new key is to be.
 pub struct NewKey {
@@ -86,6 +88,7 @@ struct Inner {
     known: RwLock<Known>,
     /// When the last attempt failed, behind the turn to make one.
     refreshing: tokio::sync::Mutex<Option<Instant>>,
+    looking_up: tokio::sync::Semaphore,
     changed: watch::Sender<i64>,
     used: Mutex<HashMap<Uuid, DateTime<Utc>>>,
 }
@@ -97,6 +100,13 @@ struct Known {
     /// By SHA-256 of the secret.
     by_hash: HashMap<Vec<u8>, Credential>,
     by_id: HashMap<Uuid, Arc<Key>>,
+}
+
+/// By what a key is looked for.
+#[derive(Clone, Copy)]
+enum Learn<'a> {
+    Hash(&'a [u8]),
+    Id(Uuid),
 }
 
 struct Credential {
@@ -119,6 +129,7 @@ impl Keys {
             clock,
             known: RwLock::default(),
             refreshing: tokio::sync::Mutex::default(),
+            looking_up: tokio::sync::Semaphore::new(LOOK_UPS),
             changed: watch::Sender::new(-1),
             used: Mutex::default(),
         };
@@ -140,9 +151,9 @@ impl Keys {
         let now = self.inner.clock.now();
         let key = match self.look_up(&presented, now) {
             Some(key) => key,
-            // It may have been made a moment ago, by another process.
+            // It may have been made a moment ago, here or by another process.
             None => {
-                self.confirm(JUST_NOW).await?;
+                self.learn(Learn::Hash(&presented.hash())).await?;
                 self.look_up(&presented, now).ok_or_else(Error::unauthenticated)?
             }
         };
@@ -162,6 +173,9 @@ impl Keys {
             return Ok(self.inner.bootstrap.as_ref().map(|(_, key)| key.clone()));
         }
         self.confirm(CONFIRM).await?;
+        if !self.read().by_id.contains_key(&id) {
+            self.learn(Learn::Id(id)).await?;
+        }
         let now = self.inner.clock.now();
         Ok(self.read().by_id.get(&id).filter(|key| key.is_live(now)).cloned())
     }
@@ -172,6 +186,17 @@ impl Keys {
         loop {
             let known = self.inner.bootstrap.as_ref().filter(|_| id == BOOTSTRAP).map(|(_, key)| key.clone());
             let known = known.or_else(|| self.read().by_id.get(&id).cloned());
+            // One that was learnt while all were read anew is not among them: ask again.
+            let known = match known {
+                None => match Box::pin(self.live(id)).await {
+                    Ok(found) => found,
+                    Err(_) => {
+                        tokio::time::sleep(TRUST).await;
+                        continue;
+                    }
+                },
+                known => known,
+            };
             let now = self.inner.clock.now();
             let Some(key) = known.filter(|key| key.is_live(now)) else { return };
             // A clock that is set forward is noticed within two seconds.
@@ -198,12 +223,15 @@ impl Keys {
         new.check()?;
         let project_ids = bounded(maker, new.project_ids)?;
         let minted = self.mint(NewKey { project_ids, ..new });
+        // A new key changes nothing that is known, so the epoch stays: who meets it looks it up.
+        if !answer.is_kept() {
+            store::keys::insert(&mut self.inner.db.conn().await?, &minted.key, &minted.secret.hash()).await?;
+            return Ok(minted);
+        }
         let mut tx = self.inner.db.begin().await?;
-        store::keys::advance_epoch(&mut tx).await?;
         store::keys::insert(&mut tx, &minted.key, &minted.secret.hash()).await?;
         answer.keep(&mut tx, &minted).await?;
         tx.commit().await?;
-        self.confirm(Duration::ZERO).await?;
         Ok(minted)
     }
 
@@ -354,6 +382,26 @@ impl Keys {
         (in_time && credential.key.is_live(now)).then(|| credential.key.clone())
     }
 
+    /// Looks for a key that is not known, and knows it from then on. What is added belongs to the
+    /// epoch that is known: a change in between is read first.
+    async fn learn(&self, wanted: Learn<'_>) -> Result<()> {
+        let _turn = self.inner.looking_up.acquire().await.map_err(Error::internal)?;
+        for _ in 0..3 {
+            let mut conn = self.inner.db.conn().await?;
+            let found = match wanted {
+                Learn::Hash(hash) => store::keys::live_by_hash(&mut conn, hash).await?,
+                Learn::Id(id) => store::keys::live_by_id(&mut conn, id).await?,
+            };
+            drop(conn);
+            let Some((found, epoch)) = found else { return Ok(()) };
+            if self.write().add_at(epoch, found) {
+                return Ok(());
+            }
+            self.confirm(Duration::ZERO).await?;
+        }
+        Err(Error::unavailable("the keys", "they change too fast to be read"))
+    }
+
     fn note_use(&self, id: Uuid, now: DateTime<Utc>) {
         lock(&self.inner.used).insert(id, now);
     }
@@ -440,6 +488,15 @@ impl Keys {
 }
 
 impl Known {
+    /// False where another epoch is known than the key was found at.
+    fn add_at(&mut self, epoch: i64, found: store::keys::KeyWithSecrets) -> bool {
+        let same = self.epoch == epoch;
+        if same {
+            self.add(found);
+        }
+        same
+    }
+
     fn add(&mut self, found: store::keys::KeyWithSecrets) {
         let key = Arc::new(found.key);
         if let (Some(hash), Some(until)) = (found.previous_hash, key.previous_expires_at) {

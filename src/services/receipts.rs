@@ -164,6 +164,11 @@ impl<T> Answer<T> {
         Self::new(None, 200, &[], |_| Value::Null)
     }
 
+    /// Whether there is anything to keep.
+    pub fn is_kept(&self) -> bool {
+        self.slot.is_some()
+    }
+
     /// Keeps the answer with everything else that this transaction does.
     ///
     /// # Errors

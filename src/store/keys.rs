@@ -35,6 +35,13 @@ struct Row {
     revoked_at: Option<DateTime<Utc>>,
 }
 
+#[derive(sqlx::FromRow)]
+struct RowAt {
+    #[sqlx(flatten)]
+    row: Row,
+    epoch: i64,
+}
+
 impl From<Row> for KeyWithSecrets {
     fn from(row: Row) -> Self {
         let cidrs = |texts: Vec<String>| texts.iter().filter_map(|text| text.parse().ok()).collect();
@@ -72,6 +79,21 @@ pub async fn advance_epoch(c: &mut Conn) -> Result<i64, DbError> {
 pub async fn all_live(c: &mut Conn) -> Result<Vec<KeyWithSecrets>, DbError> {
     let rows: Vec<Row> = c.all(query_as("select * from api_key where revoked_at is null")).await?;
     Ok(rows.into_iter().map(Into::into).collect())
+}
+
+/// The key of this secret, unless it was revoked, and the epoch at that moment. The secret before a
+/// rotation is not looked for: a rotation moves the epoch, so it is known.
+pub async fn live_by_hash(c: &mut Conn, hash: &[u8]) -> Result<Option<(KeyWithSecrets, i64)>, DbError> {
+    let sql = "select api_key.*, key_epoch.epoch from api_key, key_epoch
+               where secret_hash = $1 and revoked_at is null";
+    let row: Option<RowAt> = c.optional(query_as(sql).bind(hash)).await?;
+    Ok(row.map(|found| (found.row.into(), found.epoch)))
+}
+
+pub async fn live_by_id(c: &mut Conn, id: Uuid) -> Result<Option<(KeyWithSecrets, i64)>, DbError> {
+    let sql = "select api_key.*, key_epoch.epoch from api_key, key_epoch where id = $1 and revoked_at is null";
+    let row: Option<RowAt> = c.optional(query_as(sql).bind(id)).await?;
+    Ok(row.map(|found| (found.row.into(), found.epoch)))
 }
 
 pub async fn insert(c: &mut Conn, key: &Key, secret_hash: &[u8]) -> Result<(), DbError> {

@@ -9,6 +9,9 @@ use crate::{
     streams::{Append, Chunk, Key, Owner, follow::Found},
 };
 
+/// What one chunk holds at most when rows are joined.
+const JOINED_BYTES: usize = 64 << 10;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Command,
@@ -233,6 +236,55 @@ pub async fn read(c: &mut Conn, owner: &Owner, after: i64, limit: i64) -> Result
                limit $3";
     let rows: Vec<ChunkRow> = c.all(query_as(sql).bind(owner.key).bind(after).bind(limit)).await?;
     Ok(rows.into_iter().map(|row| Arc::new(to_chunk(owner, row))).collect())
+}
+
+/// As [`read`], up to about so many bytes, and rows that follow one another joined: a log that was
+/// written line by line is framed and sent as few chunks.
+pub async fn read_joined(
+    c: &mut Conn,
+    owner: &Owner,
+    after: i64,
+    rows: i64,
+    bytes: i64,
+) -> Result<Vec<Arc<Chunk>>, DbError> {
+    let sql = "select from_n, to_n, data, command
+               from (
+                   select chunk.from_n, chunk.to_n, coalesce(chunk.data, origin.data, ''::bytea) as data,
+                          stream.name as command,
+                          sum(octet_length(coalesce(chunk.data, origin.data)))
+                              over (order by chunk.to_n rows between unbounded preceding and 1 preceding) as before
+                   from chunk
+                   left join chunk origin
+                       on chunk.ref is not null and origin.stream = chunk.ref
+                       and origin.to_n = chunk.ref_from + (chunk.to_n - chunk.from_n)
+                   left join stream on stream.key = chunk.ref
+                   where chunk.stream = $1 and chunk.to_n > $2
+                   order by chunk.to_n
+                   limit $3
+               ) page
+               where coalesce(before, 0) < $4
+               order by to_n";
+    let found: Vec<ChunkRow> = c.all(query_as(sql).bind(owner.key).bind(after).bind(rows).bind(bytes)).await?;
+    Ok(join(found).into_iter().map(|row| Arc::new(to_chunk(owner, row))).collect())
+}
+
+/// Joins neighbours of the same origin, up to the size of a chunk.
+fn join(rows: Vec<ChunkRow>) -> Vec<ChunkRow> {
+    let mut joined: Vec<ChunkRow> = Vec::new();
+    for row in rows {
+        match joined.last_mut() {
+            Some(last)
+                if last.command == row.command
+                    && last.to_n + 1 == row.from_n
+                    && last.data.len() + row.data.len() <= JOINED_BYTES =>
+            {
+                last.to_n = row.to_n;
+                last.data.extend_from_slice(&row.data);
+            }
+            _ => joined.push(row),
+        }
+    }
+    joined
 }
 
 fn to_chunk(owner: &Owner, row: ChunkRow) -> Chunk {

@@ -17,8 +17,9 @@ use crate::{database::DbError, store};
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// Pause before a log that could not be read is read again.
 const RETRY: Duration = Duration::from_millis(300);
-/// Chunks read at once for somebody who is behind.
-const READ_AT_ONCE: i64 = 8;
+/// Rows and, about, bytes read at once for somebody who is behind.
+const READ_ROWS: i64 = 512;
+const READ_BYTES: i64 = 512 << 10;
 
 /// Where a subscriber begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,7 +109,8 @@ impl Follower {
                 return Some(self.take(&chunk));
             }
             if self.unread || *self.bell.borrow() > self.at {
-                match self.read().await {
+                // Boxed: a subscriber lives long and reads rarely, and the way to the database is wide.
+                match Box::pin(self.read()).await {
                     Ok(Some(chunk)) => return Some(self.take(&chunk)),
                     Ok(None) => {}
                     Err(error) => {
@@ -157,7 +159,7 @@ impl Follower {
             return Ok(Some(chunk));
         }
         let mut conn = self.streams.db().conn().await?;
-        let chunks = store::streams::read(&mut conn, &self.owner, self.at, READ_AT_ONCE).await?;
+        let chunks = store::streams::read_joined(&mut conn, &self.owner, self.at, READ_ROWS, READ_BYTES).await?;
         self.unread = false;
         if let Some(first) = chunks.first() {
             live.keep_replayed(&chunks);
