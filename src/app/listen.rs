@@ -130,12 +130,17 @@ impl Front {
         match spoken {
             Ok(Ok(Spoken::Http1)) => {
                 let connection = protocols.http1.serve_connection(io, service).with_upgrades();
-                see_off(connection, &closed, |connection| connection.graceful_shutdown()).await;
+                see_off(connection, &closed, hyper::server::conn::http1::UpgradeableConnection::graceful_shutdown)
+                    .await;
             }
             Ok(Ok(Spoken::Unclear)) => {
                 let connection = protocols.either.serve_connection_with_upgrades(io, service);
                 // Boxed: it is rare, and wide.
-                let connection = see_off(connection, &closed, |connection| connection.graceful_shutdown());
+                let connection = see_off(
+                    connection,
+                    &closed,
+                    hyper_util::server::conn::auto::UpgradeableConnection::graceful_shutdown,
+                );
                 within_patience(Box::pin(connection), &seen).await;
             }
             Ok(Err(_)) | Err(_) => {}

@@ -180,22 +180,22 @@ impl Conn {
 impl Drop for Conn {
     fn drop(&mut self) {
         let Some(mut inner) = self.inner.take() else { return };
-        if self.in_flight {
-            drop(inner.detach());
-        } else if self.open {
-            let limit = self.limit;
-            let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-                drop(inner.detach());
-                return;
-            };
-            #[expect(clippy::disallowed_methods, reason = "a rollback must not wait for whoever dropped it")]
-            runtime.spawn(async move {
+        let runtime = tokio::runtime::Handle::try_current().ok().filter(|_| !self.in_flight);
+        let Some(runtime) = runtime else { return drop(inner.detach()) };
+        let (open, limit) = (self.open, self.limit);
+        #[expect(clippy::disallowed_methods, reason = "giving back must not wait for whoever dropped it")]
+        runtime.spawn(async move {
+            let rolled_back = !open || {
                 let rollback = sqlx::query("rollback").execute(&mut *inner);
-                if !matches!(tokio::time::timeout(limit, rollback).await, Ok(Ok(_))) {
-                    drop(inner.detach());
-                }
-            });
-        }
+                matches!(tokio::time::timeout(limit, rollback).await, Ok(Ok(_)))
+            };
+            if rolled_back {
+                // The pool asks the connection whether it lives, and would wait for the answer for ever.
+                let _place_is_free_either_way = tokio::time::timeout(limit, inner.return_to_pool()).await;
+            } else {
+                drop(inner.detach());
+            }
+        });
     }
 }
 

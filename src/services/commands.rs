@@ -30,6 +30,9 @@ use crate::{
     streams::{Streams, Unshown},
 };
 
+/// A command that is to end is asked again so often.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+
 const ID_CONFLICT: &str = "COMMAND_ID_CONFLICT";
 
 /// What is to run.
@@ -319,8 +322,14 @@ impl Commands {
         if command.status != CommandStatus::Running {
             return Ok(command);
         }
-        self.ask_end(&command.project_id, command.stream, &command.command_id, why).await?;
-        self.wait(command, self.inner.kill_grace + Duration::from_secs(5)).await
+        let deadline = tokio::time::Instant::now() + self.inner.kill_grace + Duration::from_secs(5);
+        let mut command = command;
+        while command.status == CommandStatus::Running && tokio::time::Instant::now() < deadline {
+            // Again and again: it may have been just about to start.
+            self.ask_end(&command.project_id, command.stream, &command.command_id, why).await?;
+            command = self.wait(command, ASK_AGAIN).await?;
+        }
+        Ok(command)
     }
 
     async fn ask_end(&self, project: &str, stream: i64, command_id: &str, why: EndAsked) -> Result<()> {
@@ -362,17 +371,17 @@ impl Commands {
     /// Those of the database and of the runtime; unavailable when something still runs after its grace.
     pub async fn end_followed(&self, process: Uuid, why: EndAsked) -> Result<()> {
         let followed = store::commands::followed_by(&mut self.inner.db.conn().await?, process, FOLLOW_TASK).await?;
-        for (project, stream, command_id) in &followed {
-            self.ask_end(project, *stream, command_id, why).await?;
-        }
         let deadline = tokio::time::Instant::now() + self.inner.kill_grace + Duration::from_secs(5);
-        for (project, stream, command_id) in followed {
-            while self.get(&project, &command_id).await?.status == CommandStatus::Running {
-                if tokio::time::Instant::now() >= deadline {
-                    return Err(Error::unavailable("the end of running commands", "some still run"));
-                }
-                self.sleep_or_ring(stream, Duration::from_millis(200)).await;
+        let mut running = followed;
+        while let Some((_, stream, _)) = running.first() {
+            if tokio::time::Instant::now() >= deadline {
+                return Err(Error::unavailable("the end of running commands", format!("{} still run", running.len())));
             }
+            for (project, stream, command_id) in &running {
+                self.ask_end(project, *stream, command_id, why).await?;
+            }
+            self.sleep_or_ring(*stream, Duration::from_millis(200)).await;
+            running = store::commands::followed_by(&mut self.inner.db.conn().await?, process, FOLLOW_TASK).await?;
         }
         Ok(())
     }

@@ -88,11 +88,21 @@ impl Following {
             Handle { project: command.project_id.clone(), command_id: command.command_id.clone(), key: command.stream };
         let ended = match self.start(&handle, launch).await {
             Err(ended) => ended,
-            Ok(()) => self.pump(command, task, &handle).await?,
+            Ok(()) => tokio::join!(self.pump(command, task, &handle), self.end_if_asked(&handle)).0?,
         };
         self.finish(command, task, &ended).await?;
         self.inner.runtime.forget(&handle).await;
         Ok(())
+    }
+
+    /// Its end may have been asked for while it was being started, when there was nobody to ask.
+    async fn end_if_asked(&self, handle: &Handle) {
+        let asked = async { store::commands::asked_ends(&mut self.inner.db.conn().await?, &[handle.key]).await };
+        for (_, reason) in asked.await.unwrap_or_default() {
+            if let Err(error) = self.inner.runtime.end(handle, EndAsked::parse(&reason)).await {
+                tracing::warn!(%error, command.id = handle.command_id, "a command was not asked to end");
+            }
+        }
     }
 
     /// Starts the command where that was not done yet. The error is an end of its own.

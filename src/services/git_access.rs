@@ -55,6 +55,9 @@ impl GitAccess {
         let mut conn = self.db.conn().await?;
         if let Some(checkout) = store::checkouts::find_by_token(&mut conn, &hash, self.clock.now()).await? {
             same_project(&checkout.project_id, project)?;
+            if self.is_late(&checkout) && !push {
+                return Err(Error::unauthenticated());
+            }
             let context = PushContext { checkout_id: Some(checkout.id), key_id: None, credential: hash.to_vec() };
             return Ok(if push { Grant::Push(context) } else { Grant::Read });
         }
@@ -118,9 +121,14 @@ impl GitAccess {
         Ok(store::checkouts::find_by_token(&mut conn, hash, self.clock.now()).await?)
     }
 
+    /// Its time is up, and its session has not ended yet: all that is left is the rescue.
+    fn is_late(&self, checkout: &Checkout) -> bool {
+        checkout.expires_at <= self.clock.now()
+    }
+
     async fn may_move_with(&self, checkout: &Checkout, request: &PushRequest) -> Result<(), String> {
         let own = format!("refs/heads/{}", checkout.branch);
-        if checkout.project_id == request.project && request.ref_name == own {
+        if checkout.project_id == request.project && request.ref_name == own && !self.is_late(checkout) {
             let gone = "a checkout's branch cannot be deleted with its own credential";
             return if request.deletes { Err(gone.into()) } else { Ok(()) };
         }

@@ -369,7 +369,6 @@ async fn a_session_expires_with_everything_it_has() {
     let session = open(&app, json!({"new_branch": "feature", "expires_in": "1h"})).await;
     app.exec("p", &session, "echo loose > loose.txt").await;
     app.advance(TimeDelta::hours(1));
-    assert!(!opens(&app, session["auth_clone_url"].as_str().unwrap()).await, "the token is dead by the clock");
     let ended = eventually("the end of the session", async || {
         let seen = shown(&app, &session).await;
         (seen["status"] == "expired").then_some(seen)
@@ -377,9 +376,25 @@ async fn a_session_expires_with_everything_it_has() {
     let ended = ended.await;
     assert_eq!(ended["end_reason"], "expired");
     assert!(ended["rescue"]["sha"].is_string(), "{ended}");
+    assert!(!opens(&app, session["auth_clone_url"].as_str().unwrap()).await);
     assert!(!Path::new(session["workspace"].as_str().unwrap()).exists());
     let checkout = app.admin().get(&format!("/projects/p/checkout/{}", session["checkout_id"].as_str().unwrap())).await;
     assert_eq!(checkout.data(200)["status"], "expired");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expired_sessions_token_is_dead_also_while_its_end_is_under_way() {
+    let app = TestApp::with(&[("RDEV_KILL_GRACE", "4s")]).await;
+    app.project("p").await;
+    let session = open(&app, json!({"new_branch": "feature", "expires_in": "1h"})).await;
+    // The end waits for a command that does not go by itself.
+    let body = json!({"script": "trap '' TERM; echo begun; while :; do sleep 0.05; done", "timeout": "10h"});
+    let command = app.admin().post(&format!("{}/exec", path(&session)), body).await.data(201);
+    app.listen(command["events_url"].as_str().unwrap()).await.next_named("output").await;
+    app.advance(TimeDelta::hours(1));
+    eventually("its end begins", async || (shown(&app, &session).await["status"] == "ending").then_some(())).await;
+    assert!(!opens(&app, session["auth_clone_url"].as_str().unwrap()).await, "the token is dead by the clock");
+    eventually("its end", async || (shown(&app, &session).await["status"] == "expired").then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
