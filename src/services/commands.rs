@@ -78,18 +78,7 @@ pub enum Started {
 
 #[derive(Clone)]
 pub struct Commands {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
-    db: Db,
-    clock: Clock,
-    queue: Queue,
-    streams: Streams,
-    runtime: Place,
-    following: Following,
-    quotas: Quotas,
-    kill_grace: Duration,
+    inner: Arc<Parts>,
 }
 
 /// What the service is made of.
@@ -106,8 +95,7 @@ pub struct Parts {
 
 impl Commands {
     pub fn new(parts: Parts) -> Self {
-        let Parts { db, clock, queue, streams, runtime, following, quotas, kill_grace } = parts;
-        Self { inner: Arc::new(Inner { db, clock, queue, streams, runtime, following, quotas, kill_grace }) }
+        Self { inner: Arc::new(parts) }
     }
 
     /// Starts a command in the project's workspace, or in a session's worktree.

@@ -8,9 +8,7 @@ use std::{
     time::Duration,
 };
 
-use sqlx::query_scalar;
-
-use crate::{database::Db, metrics::Metrics, runtime::Place};
+use crate::{database::Db, metrics::Metrics, runtime::Place, store};
 
 const STARTING: u8 = 0;
 const READY: u8 = 1;
@@ -97,7 +95,7 @@ impl Health {
     }
 
     async fn database(&self) -> bool {
-        let ask = async { self.db.conn().await?.scalar::<i32>(query_scalar("select 1")).await };
-        matches!(tokio::time::timeout(PATIENCE, ask).await, Ok(Ok(1)))
+        let ask = async { store::settings::answer(&mut self.db.conn().await?).await };
+        matches!(tokio::time::timeout(PATIENCE, ask).await, Ok(Ok(())))
     }
 }

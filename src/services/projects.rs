@@ -49,18 +49,7 @@ pub struct Site {
 
 #[derive(Clone)]
 pub struct Projects {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
-    db: Db,
-    clock: Clock,
-    queue: Queue,
-    streams: Streams,
-    forge: EmbeddedHost,
-    workspaces: Workspaces,
-    site: Site,
-    import_root: Option<PathBuf>,
+    inner: Arc<Parts>,
 }
 
 /// What the service is made of.
@@ -77,8 +66,7 @@ pub struct Parts {
 
 impl Projects {
     pub fn new(parts: Parts) -> Self {
-        let Parts { db, clock, queue, streams, forge, workspaces, site, import_root } = parts;
-        Self { inner: Arc::new(Inner { db, clock, queue, streams, forge, workspaces, site, import_root }) }
+        Self { inner: Arc::new(parts) }
     }
 
     /// # Errors

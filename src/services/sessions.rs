@@ -49,21 +49,7 @@ pub struct OpenedSession {
 
 #[derive(Clone)]
 pub struct Sessions {
-    pub(super) inner: Arc<Inner>,
-}
-
-pub(super) struct Inner {
-    pub db: Db,
-    pub clock: Clock,
-    pub queue: Queue,
-    pub streams: Streams,
-    pub checkouts: Checkouts,
-    pub commands: Commands,
-    pub workspaces: Workspaces,
-    pub site: Site,
-    pub preview_domain: Option<String>,
-    /// Ports of this server's own, which are never a preview's.
-    pub own_ports: Vec<u16>,
+    pub(super) inner: Arc<Parts>,
 }
 
 /// What the service is made of.
@@ -77,16 +63,13 @@ pub struct Parts {
     pub workspaces: Workspaces,
     pub site: Site,
     pub preview_domain: Option<String>,
+    /// Ports of this server's own, which are never a preview's.
     pub own_ports: Vec<u16>,
 }
 
 impl Sessions {
     pub fn new(parts: Parts) -> Self {
-        let Parts { db, clock, queue, streams, checkouts, commands, workspaces, site, preview_domain, own_ports } =
-            parts;
-        let inner =
-            Inner { db, clock, queue, streams, checkouts, commands, workspaces, site, preview_domain, own_ports };
-        Self { inner: Arc::new(inner) }
+        Self { inner: Arc::new(parts) }
     }
 
     /// # Errors

@@ -10,3 +10,8 @@ pub async fn get_or_insert(c: &mut Conn, name: &str, value: &[u8]) -> Result<Vec
     c.execute(query(insert).bind(name).bind(value)).await?;
     c.scalar(query_scalar("select value from setting where name = $1").bind(name)).await
 }
+
+/// Whether the database answers at all.
+pub async fn answer(c: &mut Conn) -> Result<(), DbError> {
+    c.scalar::<i32>(query_scalar("select 1")).await.map(drop)
+}

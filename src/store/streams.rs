@@ -222,31 +222,10 @@ struct ChunkRow {
     command: Option<String>,
 }
 
-/// Up to `limit` chunks that hold what comes after event `after`, references resolved.
-pub async fn read(c: &mut Conn, owner: &Owner, after: i64, limit: i64) -> Result<Vec<Arc<Chunk>>, DbError> {
-    let sql =
-        "select chunk.from_n, chunk.to_n, coalesce(chunk.data, origin.data, ''::bytea) as data, stream.name as command
-               from chunk
-               left join chunk origin
-                   on chunk.ref is not null and origin.stream = chunk.ref
-                   and origin.to_n = chunk.ref_from + (chunk.to_n - chunk.from_n)
-               left join stream on stream.key = chunk.ref
-               where chunk.stream = $1 and chunk.to_n > $2
-               order by chunk.to_n
-               limit $3";
-    let rows: Vec<ChunkRow> = c.all(query_as(sql).bind(owner.key).bind(after).bind(limit)).await?;
-    Ok(rows.into_iter().map(|row| Arc::new(to_chunk(owner, row))).collect())
-}
-
-/// As [`read`], up to about so many bytes, and rows that follow one another joined: a log that was
-/// written line by line is framed and sent as few chunks.
-pub async fn read_joined(
-    c: &mut Conn,
-    owner: &Owner,
-    after: i64,
-    rows: i64,
-    bytes: i64,
-) -> Result<Vec<Arc<Chunk>>, DbError> {
+/// What comes after event `after`, references resolved: so many rows and about so many bytes at most.
+/// Rows that follow one another are joined, so that a log that was written line by line is framed and
+/// sent as few chunks.
+pub async fn read(c: &mut Conn, owner: &Owner, after: i64, rows: i64, bytes: i64) -> Result<Vec<Arc<Chunk>>, DbError> {
     let sql = "select from_n, to_n, data, command
                from (
                    select chunk.from_n, chunk.to_n, coalesce(chunk.data, origin.data, ''::bytea) as data,

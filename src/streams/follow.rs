@@ -159,7 +159,7 @@ impl Follower {
             return Ok(Some(chunk));
         }
         let mut conn = self.streams.db().conn().await?;
-        let chunks = store::streams::read_joined(&mut conn, &self.owner, self.at, READ_ROWS, READ_BYTES).await?;
+        let chunks = store::streams::read(&mut conn, &self.owner, self.at, READ_ROWS, READ_BYTES).await?;
         self.unread = false;
         if let Some(first) = chunks.first() {
             live.keep_replayed(&chunks);
