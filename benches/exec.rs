@@ -3,7 +3,12 @@
 //! words through the same bubblewrap arguments and reads a line; of the second, COPY of the
 //! same lines into the same PostgreSQL.
 
-#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "a bench is not the product")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::cast_precision_loss,
+    reason = "a bench is not the product, and its numbers are small"
+)]
 
 mod support;
 

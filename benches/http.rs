@@ -2,7 +2,12 @@
 //! inserts; then the start and the memory of an idle server. The floor is axum with sqlx:
 //! the key looked up in memory, one statement, JSON.
 
-#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "a bench is not the product")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::cast_precision_loss,
+    reason = "a bench is not the product, and its numbers are small"
+)]
 
 mod support;
 

@@ -3,7 +3,12 @@
 //! are shared. It reads its lines from the pipe itself and stores nothing; rdev's come from
 //! a command in the sandbox and are in the database before they are shown.
 
-#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "a bench is not the product")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::cast_precision_loss,
+    reason = "a bench is not the product, and its numbers are small"
+)]
 
 mod support;
 

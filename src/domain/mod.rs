@@ -17,4 +17,6 @@ pub mod project;
 pub mod scopes;
 pub mod session;
 pub mod sizes;
+pub mod stream;
+pub mod task;
 pub mod words;

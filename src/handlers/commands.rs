@@ -11,8 +11,8 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
-    extract::{Body, Caller, CommandRef, InProject, Once, PageQuery, Query, cut, one_of},
-    guard::{BodyLimit, Rule, WAIT_MAX},
+    extract::{Body, BodyLimit, Caller, CommandRef, InProject, Once, PageQuery, Query, cut, one_of},
+    guard::{Rule, WAIT_MAX},
     reply::{Data, MaybeCreated, Paged},
     routes::{LOOKUP, Routes, STANDARD},
 };

@@ -16,7 +16,6 @@ use uuid::Uuid;
 use super::{
     context,
     describe::{Describe, Operation},
-    guard::BodyLimit,
 };
 use crate::{
     domain::{ids, key::Key, project::Project},
@@ -52,6 +51,16 @@ impl<T: ToSchema> Describe for Body<T> {
 /// A body in which nothing is said; what is sent all the same is read and checked.
 #[derive(serde::Deserialize, ToSchema)]
 pub struct Nothing {}
+
+/// Largest body of a route, in bytes.
+#[derive(Clone, Copy)]
+pub struct BodyLimit(pub usize);
+
+impl BodyLimit {
+    pub const DEFAULT: usize = 1 << 20;
+    /// Routes that start a command.
+    pub const COMMAND: usize = 4 << 20;
+}
 
 /// The whole body, up to the route's limit.
 ///

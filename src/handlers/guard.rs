@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     context,
-    extract::{self, Caller, InProject, Once},
+    extract::{self, BodyLimit, Caller, InProject, Once},
     reply::{self, Secrets},
 };
 use crate::{
@@ -37,7 +37,7 @@ use crate::{
         limits::{Allowance, Limits},
         projects::Projects,
         receipts::{Receipts, Slot, Taken, redact},
-        tickets::Tickets,
+        tickets::{self, Tickets},
     },
 };
 
@@ -106,16 +106,6 @@ impl Rule {
     pub const fn answers(self, what: &'static str) -> Self {
         Self { answers: what, ..self }
     }
-}
-
-/// Largest body of a route, in bytes.
-#[derive(Clone, Copy)]
-pub struct BodyLimit(pub usize);
-
-impl BodyLimit {
-    pub const DEFAULT: usize = 1 << 20;
-    /// Routes that start a command.
-    pub const COMMAND: usize = 4 << 20;
 }
 
 /// Extra time that a handler asks for, on top of the route's deadline: `wait`.
@@ -190,7 +180,7 @@ async fn identify(door: &Door, rule: &Rule, parts: &Parts) -> Result<(Arc<Key>, 
         let key = door.keys.authenticate(credential, context::current().client).await?;
         return Ok((key, false));
     }
-    let ticket = super::tickets::of_query(parts.uri.query()).filter(|_| rule.ticket);
+    let ticket = tickets::in_query(parts.uri.query()).filter(|_| rule.ticket);
     let Some(ticket) = ticket else { return Err(Error::unauthenticated()) };
     let id = door.tickets.open(&ticket, &parts.uri)?;
     let key = door.keys.live(id).await?.ok_or_else(Error::unauthenticated)?;
@@ -208,8 +198,7 @@ fn refuse_failed(door: &Door, parts: &Parts, error: Error) -> Response {
     if error.kind() != Kind::Unauthenticated {
         return error.into_response();
     }
-    let tried =
-        parts.headers.contains_key(header::AUTHORIZATION) || super::tickets::of_query(parts.uri.query()).is_some();
+    let tried = parts.headers.contains_key(header::AUTHORIZATION) || tickets::in_query(parts.uri.query()).is_some();
     door.metrics.auth_failure(if tried { "invalid" } else { "missing" });
     let client = context::current().client.filter(|_| tried);
     match door.limits.failure(client) {
@@ -395,14 +384,9 @@ fn with_allowance(mut response: Response, allowance: Option<Allowance>) -> Respo
         let headers = response.headers_mut();
         headers.insert("x-ratelimit-limit", HeaderValue::from(allowance.limit));
         headers.insert("x-ratelimit-remaining", HeaderValue::from(allowance.remaining));
-        headers.insert("x-ratelimit-reset", HeaderValue::from(whole_seconds(allowance.reset)));
+        headers.insert("x-ratelimit-reset", HeaderValue::from(reply::whole_seconds(allowance.reset)));
     }
     response
-}
-
-/// Rounded up.
-pub fn whole_seconds(time: Duration) -> u64 {
-    time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
 
 /// The client's address: the peer's, or, behind trusted proxies, the rightmost that is none of theirs.

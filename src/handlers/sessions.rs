@@ -13,8 +13,8 @@ use uuid::Uuid;
 use super::{
     checkouts::{Checkin, CreateCheckout, Extend, expires_in, instructions},
     commands::{self, CommandView, ShellCommand},
-    extract::{Body, Caller, InProject, Once, PageQuery, Query, SessionId, cut, one_of},
-    guard::{BodyLimit, Rule},
+    extract::{Body, BodyLimit, Caller, InProject, Once, PageQuery, Query, SessionId, cut, one_of},
+    guard::Rule,
     reply::{Created, Data, MaybeCreated, Paged},
     routes::{FAST_LOOKUP, ORCHESTRATION, Routes, STANDARD},
 };

@@ -18,7 +18,11 @@ use super::{
 use crate::{
     domain::{clock::Clock, durations, ids, ids::ProjectId, key::Key, scopes::Scope},
     error::{Error, Result},
-    services::{projects::Projects, sessions::Sessions, tickets::Tickets},
+    services::{
+        projects::Projects,
+        sessions::Sessions,
+        tickets::{self, Tickets},
+    },
 };
 
 const ANY: &[Scope] = &[Scope::ProjectsRead, Scope::SessionsRead];
@@ -41,11 +45,6 @@ pub fn routes(service: Service) -> Routes<Service> {
         Rule::any(ANY, LOOKUP),
         create,
     )
-}
-
-/// The ticket in a query string.
-pub fn of_query(query: Option<&str>) -> Option<String> {
-    query?.split('&').find_map(|pair| pair.strip_prefix("ticket=")).map(str::to_owned)
 }
 
 #[derive(Deserialize, ToSchema)]
@@ -101,7 +100,7 @@ async fn create(State(service): State<Service>, Caller(caller): Caller, body: Bo
 async fn check_path(service: &Service, caller: &Key, path: &str) -> Result<()> {
     let no_stream = || Error::invalid("path must be that of a stream, such as /projects/{id}/events?stream_id=…");
     let uri: Uri = path.parse().map_err(|_| no_stream())?;
-    if uri.authority().is_some() || of_query(uri.query()).is_some() {
+    if uri.authority().is_some() || tickets::in_query(uri.query()).is_some() {
         return Err(no_stream());
     }
     let parts: Vec<&str> = uri.path().trim_matches('/').split('/').collect();

@@ -23,23 +23,9 @@ use crate::{
     store,
 };
 
+pub use crate::domain::task::Claimed;
 pub use lease::{LEASE, Lease};
 pub use worker::{Perform, Worker};
-
-/// A task in the hands of this process.
-#[derive(Debug, Clone, sqlx::FromRow)]
-pub struct Claimed {
-    pub id: Uuid,
-    pub kind: String,
-    pub subject: String,
-    pub fence: i64,
-    /// Counts claims.
-    pub attempt: i32,
-    /// Owners that died with it, in a row.
-    pub deaths: i32,
-    /// Seconds from due to claimed.
-    pub waited: f64,
-}
 
 /// Where tasks are put in and finished. Cheap to clone.
 #[derive(Clone)]

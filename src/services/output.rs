@@ -11,7 +11,7 @@ use crate::{
     error::Result,
     store,
     streams::{
-        Chunk, Owner, frame,
+        self, Chunk, Owner, frame,
         record::{self, Output, Record},
     },
 };
@@ -65,7 +65,7 @@ impl Outputs {
         let mut bytes = of(only, out, err);
         if at < after {
             let owner = Owner::new(command.stream, &command.command_id);
-            let rest = store::streams::read(&mut conn, &owner, at, 1, i64::MAX).await?;
+            let rest = streams::read(&mut conn, &owner, at, 1, i64::MAX).await?;
             for chunk in rest {
                 let taken = usize::try_from(after - chunk.from + 1).unwrap_or(0);
                 bytes += record::iter(&chunk.data).take(taken).map(|r| size_of(&r, only)).sum::<i64>();
@@ -111,8 +111,7 @@ impl Reader {
     pub async fn next(&mut self) -> Result<Option<Arc<Chunk>>> {
         if self.ready.is_empty() && self.at < self.until {
             let chunks =
-                store::streams::read(&mut self.db.conn().await?, &self.owner, self.at, ROWS_AT_ONCE, BYTES_AT_ONCE)
-                    .await?;
+                streams::read(&mut self.db.conn().await?, &self.owner, self.at, ROWS_AT_ONCE, BYTES_AT_ONCE).await?;
             self.at = chunks.last().map_or(self.until, |last| last.to);
             self.ready.extend(chunks);
         }

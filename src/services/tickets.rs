@@ -67,6 +67,11 @@ impl Tickets {
     }
 }
 
+/// The ticket in a query string.
+pub fn in_query(query: Option<&str>) -> Option<String> {
+    query?.split('&').find_map(|pair| pair.strip_prefix("ticket=")).map(str::to_owned)
+}
+
 /// Path and query without what may be added to them: the ticket itself and `after`.
 fn target(path_and_query: &str) -> [u8; 32] {
     let (path, query) = path_and_query.split_once('?').unwrap_or((path_and_query, ""));

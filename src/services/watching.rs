@@ -16,7 +16,7 @@ use crate::{
     error::Result,
     metrics::{CountedStream, Metrics},
     store::{self, streams::Kind},
-    streams::{Follower, Start, Streams, follow::Found, frame},
+    streams::{Follower, Found, Start, Streams, frame},
 };
 
 /// A log that can be listened to.

@@ -1,12 +1,10 @@
 //! Logs and their chunks.
 
-use std::sync::Arc;
-
 use sqlx::{query, query_as, query_scalar};
 
 use crate::{
     database::{Conn, DbError},
-    streams::{Append, Chunk, Key, Owner, follow::Found},
+    domain::stream::{Append, Found, Key, Owner, StoredChunk},
 };
 
 /// What one chunk holds at most when rows are joined.
@@ -214,18 +212,10 @@ pub async fn take_over(c: &mut Conn, key: Key, fence: i64) -> Result<Option<Tail
     c.optional(query_as(sql).bind(key).bind(fence)).await
 }
 
-#[derive(sqlx::FromRow)]
-struct ChunkRow {
-    from_n: i64,
-    to_n: i64,
-    data: Vec<u8>,
-    command: Option<String>,
-}
-
 /// What comes after event `after`, references resolved: so many rows and about so many bytes at most.
 /// Rows that follow one another are joined, so that a log that was written line by line is framed and
 /// sent as few chunks.
-pub async fn read(c: &mut Conn, owner: &Owner, after: i64, rows: i64, bytes: i64) -> Result<Vec<Arc<Chunk>>, DbError> {
+pub async fn read(c: &mut Conn, key: Key, after: i64, rows: i64, bytes: i64) -> Result<Vec<StoredChunk>, DbError> {
     let sql = "select from_n, to_n, data, command
                from (
                    select chunk.from_n, chunk.to_n, coalesce(chunk.data, origin.data, ''::bytea) as data,
@@ -243,34 +233,27 @@ pub async fn read(c: &mut Conn, owner: &Owner, after: i64, rows: i64, bytes: i64
                ) page
                where coalesce(before, 0) < $4
                order by to_n";
-    let found: Vec<ChunkRow> = c.all(query_as(sql).bind(owner.key).bind(after).bind(rows).bind(bytes)).await?;
-    Ok(join(found).into_iter().map(|row| Arc::new(to_chunk(owner, row))).collect())
+    let found: Vec<StoredChunk> = c.all(query_as(sql).bind(key).bind(after).bind(rows).bind(bytes)).await?;
+    Ok(join(found))
 }
 
 /// Joins neighbours of the same origin, up to the size of a chunk.
-fn join(rows: Vec<ChunkRow>) -> Vec<ChunkRow> {
-    let mut joined: Vec<ChunkRow> = Vec::new();
+fn join(rows: Vec<StoredChunk>) -> Vec<StoredChunk> {
+    let mut joined: Vec<StoredChunk> = Vec::new();
     for row in rows {
         match joined.last_mut() {
             Some(last)
                 if last.command == row.command
-                    && last.to_n + 1 == row.from_n
+                    && last.to + 1 == row.from
                     && last.data.len() + row.data.len() <= JOINED_BYTES =>
             {
-                last.to_n = row.to_n;
+                last.to = row.to;
                 last.data.extend_from_slice(&row.data);
             }
             _ => joined.push(row),
         }
     }
     joined
-}
-
-fn to_chunk(owner: &Owner, row: ChunkRow) -> Chunk {
-    match row.command {
-        None => Chunk::own(owner.clone(), row.from_n, row.to_n, row.data.into()),
-        Some(command) => Chunk::of_command(owner.clone(), row.from_n, row.to_n, row.data.into(), command.into()),
-    }
 }
 
 /// Number of the event with which the log ended.

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use crate::{
     database::{Conn, DbError},
-    queue::Claimed,
+    domain::task::Claimed,
 };
 
 pub async fn insert_process(c: &mut Conn, id: Uuid, host: &str, version: &str, lease_s: f64) -> Result<(), DbError> {

@@ -4,21 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
-use super::{Key, frame};
-
-/// Whose log it is: what the framing needs to know.
-#[derive(Debug, Clone)]
-pub struct Owner {
-    pub key: Key,
-    /// The stream id that clients see.
-    pub name: Arc<str>,
-}
-
-impl Owner {
-    pub fn new(key: Key, name: &str) -> Self {
-        Self { key, name: name.into() }
-    }
-}
+use super::{Owner, frame};
 
 /// Events `from..=to` of `owner`'s log.
 pub struct Chunk {

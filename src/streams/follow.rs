@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use serde_json::json;
 use tokio::{sync::watch, time::Instant};
 
-use super::{Chunk, Owner, Streams, frame, hub::Live, record};
+use super::{Chunk, Found, Owner, Streams, frame, hub::Live, record};
 use crate::{database::DbError, store};
 
 /// Silence after which a heartbeat is sent.
@@ -32,16 +32,6 @@ pub enum Start {
 
 /// Resolves when the subscriber may no longer listen, with a last word for it.
 pub type Ending = BoxFuture<'static, Option<String>>;
-
-/// A log as it was found: what a subscriber needs to begin.
-#[derive(Debug, Clone)]
-pub struct Found {
-    pub owner: Owner,
-    pub project: String,
-    pub last_n: i64,
-    pub trimmed_to: i64,
-    pub ended: bool,
-}
 
 pub struct Follower {
     streams: Streams,
@@ -159,7 +149,7 @@ impl Follower {
             return Ok(Some(chunk));
         }
         let mut conn = self.streams.db().conn().await?;
-        let chunks = store::streams::read(&mut conn, &self.owner, self.at, READ_ROWS, READ_BYTES).await?;
+        let chunks = super::read(&mut conn, &self.owner, self.at, READ_ROWS, READ_BYTES).await?;
         self.unread = false;
         if let Some(first) = chunks.first() {
             live.keep_replayed(&chunks);

@@ -20,16 +20,15 @@ use serde_json::Value;
 
 use crate::{
     database::{Conn, Db, DbError},
+    domain::stream::StoredChunk,
     store,
 };
 
-pub use chunk::{Chunk, Owner};
+pub use crate::domain::stream::{Append, Found, Key, Owner, Piece};
+pub use chunk::Chunk;
 pub use follow::{Ending, Follower, Start};
 pub use hub::Hub;
-pub use writer::{Append, Fenced, Writer};
-
-/// Key of a log in the database.
-pub type Key = i64;
+pub use writer::{Fenced, Writer};
 
 /// Appends that were made in a transaction and are shown once it has committed.
 #[must_use = "show it after the commit"]
@@ -109,4 +108,23 @@ impl Streams {
             self.hub.publish(chunk);
         }
     }
+}
+
+/// Chunks with what comes after event `after`: so many rows and about so many bytes at most.
+///
+/// # Errors
+/// Those of the database.
+pub async fn read(
+    conn: &mut Conn,
+    owner: &Owner,
+    after: i64,
+    rows: i64,
+    bytes: i64,
+) -> Result<Vec<Arc<Chunk>>, DbError> {
+    let stored = store::streams::read(conn, owner.key, after, rows, bytes).await?;
+    let chunk = |chunk: StoredChunk| match chunk.command {
+        None => Chunk::own(owner.clone(), chunk.from, chunk.to, chunk.data.into()),
+        Some(command) => Chunk::of_command(owner.clone(), chunk.from, chunk.to, chunk.data.into(), command.into()),
+    };
+    Ok(stored.into_iter().map(chunk).map(Arc::new).collect())
 }

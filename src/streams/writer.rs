@@ -4,10 +4,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Chunk, Hub, Key, Owner};
+use super::{Append, Chunk, Hub};
 use crate::{
     database::{Db, DbError},
     metrics::Metrics,
@@ -25,28 +24,6 @@ const RETRY_MAX: Duration = Duration::from_secs(2);
 /// The newest fence is held by another process: this one must let go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fenced;
-
-/// A part of a chunk's worth of events, encoded.
-#[derive(Debug, Clone)]
-pub struct Piece {
-    pub data: Bytes,
-    pub events: i64,
-    pub out_bytes: i64,
-    pub err_bytes: i64,
-}
-
-/// Output of a command, to be appended to its log (and shown in its session's).
-pub struct Append {
-    pub owner: Owner,
-    pub parent: Option<Owner>,
-    pub fence: i64,
-    /// Number of the last event before these.
-    pub base: i64,
-    /// Totals of bytes before these.
-    pub out_base: i64,
-    pub err_base: i64,
-    pub pieces: Vec<Piece>,
-}
 
 struct Waiting {
     append: Append,
@@ -141,11 +118,5 @@ fn show(hub: &Hub, append: &Append, parent_base: Option<i64>) {
             parent_from = Some(until + 1);
         }
         from = to + 1;
-    }
-}
-
-impl Append {
-    pub fn key(&self) -> Key {
-        self.owner.key
     }
 }

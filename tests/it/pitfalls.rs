@@ -8,10 +8,9 @@ use rdev::{
     queue::Lease,
     store,
     streams::{
-        Hub, Owner, Writer,
+        Append, Fenced, Hub, Owner, Piece, Writer,
         notify::Outbox,
         record::{self, Output},
-        writer::{Append, Fenced, Piece},
     },
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

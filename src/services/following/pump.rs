@@ -13,9 +13,8 @@ use crate::{
     runtime::{Follow, Piece as Bytes},
     store::streams::Tail,
     streams::{
-        Append, Fenced, Owner, Writer,
+        Append, Fenced, Owner, Piece, Writer,
         record::{self, Output},
-        writer::Piece,
     },
 };
 
