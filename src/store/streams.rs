@@ -4,7 +4,7 @@ use sqlx::{query, query_as, query_scalar};
 
 use crate::{
     database::{Conn, DbError},
-    domain::stream::{Append, Found, Key, Owner, StoredChunk},
+    domain::stream::{Append, Found, Key, Owner, Piece, StoredChunk},
 };
 
 /// What one chunk holds at most when rows are joined.
@@ -96,6 +96,12 @@ pub async fn refer(
 /// fence and from the number that the writer knows; those that were not are missing
 /// from the answer. References in session logs come along.
 pub async fn append_batch(c: &mut Conn, appends: &[&Append]) -> Result<Vec<StoredAppend>, DbError> {
+    if let [append] = appends
+        && append.parent.is_none()
+        && let [piece] = append.pieces.as_slice()
+    {
+        return append_piece(c, append, piece).await;
+    }
     let sql = "with head as (
                    select * from unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[])
                        as h (key, fence, base, upto, out_end, err_end, parent)
@@ -146,6 +152,28 @@ pub async fn append_batch(c: &mut Conn, appends: &[&Append]) -> Result<Vec<Store
         .bind(pieces.out_end)
         .bind(pieces.err_end)
         .bind(pieces.data);
+    c.all(query).await
+}
+
+/// What a quiet command says: one piece, in no session. A third less work than the general statement,
+/// and somebody waits for it.
+async fn append_piece(c: &mut Conn, append: &Append, piece: &Piece) -> Result<Vec<StoredAppend>, DbError> {
+    let sql = "with grown as (
+                   update stream set last_n = $4, out_bytes = $5, err_bytes = $6
+                   where key = $1 and fence = $2 and last_n = $3 and not ended
+                   returning key
+               )
+               insert into chunk (stream, from_n, to_n, out_end, err_end, data)
+               select key, $3 + 1, $4, $5, $6, $7 from grown
+               returning stream as key, null::bigint as parent_base";
+    let query = query_as(sql)
+        .bind(append.owner.key)
+        .bind(append.fence)
+        .bind(append.base)
+        .bind(append.base + piece.events)
+        .bind(append.out_base + piece.out_bytes)
+        .bind(append.err_base + piece.err_bytes)
+        .bind(&piece.data[..]);
     c.all(query).await
 }
 
