@@ -16,7 +16,8 @@
 //! * `queue` is the durable core: processes, leases, fences, tasks. It does not know what tasks mean.
 //! * `streams` are numbered logs and the hub that shows them.
 //! * `store` is SQL and nothing else; `database` the pool, external or embedded.
-//! * `runtime` is where commands run, `forge` the git host.
+//! * `runtime` is where commands run, `forge` the git host, `models` the upstreams that models run on.
+//! * `egress` is the one HTTP client that may call an address a user gave.
 //! * `domain` is plain types and pure decisions; `error` one error in the domain's words.
 //!
 //! ## Invariants, worded as absences
@@ -38,10 +39,12 @@ pub mod config;
 pub mod data_dir;
 pub mod database;
 pub mod domain;
+pub mod egress;
 pub mod error;
 pub mod forge;
 pub mod handlers;
 pub mod metrics;
+pub mod models;
 pub mod queue;
 pub mod router;
 pub mod runtime;

@@ -39,6 +39,9 @@ struct Inner {
     pick_up: HistogramVec,
     queue_depth: IntGaugeVec,
     flush: HistogramVec,
+    jobs: IntCounterVec,
+    webhooks: IntCounterVec,
+    circuits: IntGaugeVec,
     pool: IntGaugeVec,
 }
 
@@ -94,13 +97,21 @@ impl Metrics {
                 &["kind"],
                 REQUEST_BUCKETS,
             ),
-            queue_depth: gauge(&registry, "rdev_queue_depth", "tasks there are", &["kind"]),
+            queue_depth: gauge(&registry, "rdev_queue_depth", "tasks that wait to be claimed", &["kind"]),
             flush: histogram(
                 &registry,
                 "rdev_stream_lag_seconds",
                 "how long output waited to be stored",
                 &[],
                 REQUEST_BUCKETS,
+            ),
+            jobs: counter(&registry, "rdev_jobs_total", "jobs that ended", &["state"]),
+            webhooks: counter(&registry, "rdev_webhook_attempts_total", "attempts to deliver a webhook", &["outcome"]),
+            circuits: gauge(
+                &registry,
+                "rdev_circuit_breaker_state",
+                "0 closed, 1 half-open, 2 open; `webhooks` is the worst of all receivers'",
+                &["name"],
             ),
             pool: gauge(&registry, "rdev_database_connections", "connections to the database", &["state"]),
             registry,
@@ -138,6 +149,23 @@ impl Metrics {
         }
     }
 
+    pub fn job_ended(&self, state: &str) {
+        self.0.jobs.with_label_values(&[state]).inc();
+    }
+
+    /// An attempt to deliver a webhook: `delivered`, `retried` or `failed`.
+    pub fn webhook(&self, outcome: &str) {
+        self.0.webhooks.with_label_values(&[outcome]).inc();
+    }
+
+    /// Where breakers stand: 0 closed, 1 half-open, 2 open.
+    pub fn circuits(&self, circuits: &[(String, i64)]) {
+        self.0.circuits.reset();
+        for (name, state) in circuits {
+            self.0.circuits.with_label_values(&[name.as_str()]).set(*state);
+        }
+    }
+
     pub fn stale_write(&self, kind: &str) {
         self.0.stale_writes.with_label_values(&[kind]).inc();
     }
@@ -152,9 +180,9 @@ impl Metrics {
     }
 
     /// Tasks there are, by kind; a kind of which there are none any more goes to zero.
-    pub fn queue_depth(&self, depths: &[(String, i64)]) {
+    pub fn queue_depth(&self, depths: &[(String, i64, f64)]) {
         self.0.queue_depth.reset();
-        for (kind, depth) in depths {
+        for (kind, depth, _) in depths {
             self.0.queue_depth.with_label_values(&[kind.as_str()]).set(*depth);
         }
     }

@@ -20,15 +20,15 @@ use uuid::Uuid;
 use crate::{
     error::{Error, Kind},
     handlers::{
-        self, checkouts,
+        self, chat, checkouts,
         context::{self, Context},
         git,
         guard::{Door, client_address},
-        ops, page, projects,
+        jobs, ops, page, pool, projects,
         routes::{Document, Routes},
         sessions, streams, tickets,
     },
-    services::{commands::Commands, keys::Keys},
+    services::{chats::Chats, commands::Commands, keys::Keys, pool::Pool},
 };
 
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -44,6 +44,9 @@ pub struct Services {
     pub streams: streams::Service,
     pub tickets: tickets::Service,
     pub git: git::Service,
+    pub jobs: jobs::Service,
+    pub chats: Chats,
+    pub pool: Pool,
     pub ops: ops::Service,
 }
 
@@ -66,6 +69,9 @@ pub fn build(services: Services, trusted_proxies: Vec<ipnet::IpNet>, cors_origin
     mounted = mount(mounted, &mut document, &door, sessions::routes(services.sessions));
     mounted = mount(mounted, &mut document, &door, streams::routes(services.streams));
     mounted = mount(mounted, &mut document, &door, tickets::routes(services.tickets));
+    mounted = mount(mounted, &mut document, &door, jobs::routes(services.jobs));
+    mounted = mount(mounted, &mut document, &door, chat::routes(services.chats));
+    mounted = mount(mounted, &mut document, &door, pool::routes(services.pool));
     mounted = mount(mounted, &mut document, &door, ops::routes(services.ops));
     let document = document.render();
     let _set_once = document_slot.set(document.to_string().into());

@@ -21,7 +21,7 @@ use crate::{
     domain::{api_key::ApiKey, clock::Clock, command::EndAsked},
     error::Error,
     handlers::ops,
-    queue::Lease,
+    queue::{self, Lease},
     router, store,
 };
 
@@ -67,6 +67,7 @@ impl App {
     /// One clear line about what prevents the start.
     pub async fn start(options: Options) -> Result<Self, Why> {
         let Options { config, clock, exe, announce, first_key } = options;
+        choose_tls();
         let data_dir = open_data_dir(&config)?;
         let listener = TcpListener::bind(&config.listen)
             .await
@@ -87,7 +88,7 @@ impl App {
         let announce = Announcement::new(announce, url.clone());
         let attached = database::attach(&config, &data_dir, &exe, || announce.now()).await?;
         let db = attached.db.clone();
-        let lease = Lease::new();
+        let lease = Lease::new(config.workers);
         let lock = join_processes(&db, &lease, &data_dir).await?;
         let ingredients = Ingredients {
             config: &config,
@@ -147,9 +148,8 @@ impl App {
     /// Gives back what this process holds.
     async fn say_goodbye(&self) -> Result<(), Error> {
         self.built.keys.flush_uses().await?;
-        let mut conn = self.db.conn().await?;
-        store::tasks::release_all(&mut conn, self.lease.id()).await?;
-        Ok(store::tasks::delete_process(&mut conn, self.lease.id()).await?)
+        queue::bury(&self.db, self.lease.id(), 0).await?;
+        Ok(())
     }
 
     /// `RDEV_STOP_COMMANDS=end`: the commands that this process follows end before it does.
@@ -158,6 +158,11 @@ impl App {
             tracing::warn!(%error, "commands run on");
         }
     }
+}
+
+/// All TLS of the program is ring's. Whoever makes an HTTP client before an app has started calls this.
+pub fn choose_tls() {
+    let _chosen_before = rustls::crypto::ring::default_provider().install_default();
 }
 
 /// Said once, by whoever comes first.
@@ -201,10 +206,10 @@ async fn join_processes(db: &Db, lease: &Lease, data_dir: &DataDir) -> Result<Pr
     let lock = ProcessLock::take(data_dir, &lease.id().to_string()).map_err(Why::Failed)?;
     let join = async {
         lease.register(db).await?;
-        let mut conn = db.conn().await?;
-        for id in store::tasks::process_ids(&mut conn).await? {
-            if id != lease.id() && ProcessLock::is_dead(data_dir, &id.to_string()) == Some(true) {
-                store::tasks::delete_process(&mut conn, id).await?;
+        let known = store::processes::ids(&mut db.conn().await?).await?;
+        for id in known.into_iter().filter(|id| *id != lease.id()) {
+            if ProcessLock::is_dead(data_dir, &id.to_string()) == Some(true) {
+                queue::bury(db, id, 1).await?;
             }
         }
         Ok::<_, crate::database::DbError>(())

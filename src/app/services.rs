@@ -13,30 +13,36 @@ use super::{Why, base_url};
 use crate::{
     config::Config,
     data_dir::DataDir,
-    database::Db,
+    database::{Db, news},
     domain::clock::Clock,
+    egress::Egress,
     forge::EmbeddedHost,
     handlers::{self, guard::Door},
     metrics::Metrics,
-    queue::{Lease, Perform, Queue, Worker},
+    models::Upstreams,
+    queue::{self, Crew, Free, Lane, Lease, Perform, Queue, Room},
     router,
     runtime::{self, LocalOptions, Place},
     services::{
+        chats::Chats,
         checkouts::Checkouts,
         commands::{self, Commands, Quotas},
         deletion::{self, Deletion},
         following::Following,
         git_access::GitAccess,
         health::Health,
+        jobs::{self, Jobs, Runner, Seats},
         keys::Keys,
         limits::Limits,
         output::Outputs,
+        pool::Pool,
         projects::{self, Projects, Site},
         receipts::Receipts,
         sessions::{self, Sessions},
         tickets::Tickets,
         upkeep::Upkeep,
         watching::Watching,
+        webhooks::{self, Webhooks},
         workspaces::Workspaces,
     },
     store,
@@ -44,7 +50,7 @@ use crate::{
         Hub, Streams, Writer,
         notify::{self, Outbox},
     },
-    workers::{self, CheckoutExpiry, Chore, KeyUpkeep, QueueGauge, Readdress, Retention, SessionExpiry},
+    workers::{self, CheckoutExpiry, Chore, Inventory, KeyUpkeep, QueueGauge, Readdress, Retention, SessionExpiry},
 };
 
 /// What the services are made of.
@@ -75,9 +81,12 @@ pub struct Built {
     db: Db,
     hub: Hub,
     outbox: Outbox,
-    performers: Vec<Arc<dyn Perform>>,
+    crews: Vec<CrewPlan>,
     chores: Vec<Arc<dyn Chore>>,
 }
+
+/// Who works in a lane, and how much at once.
+type CrewPlan = (Lane, Arc<dyn Room>, Vec<Arc<dyn Perform>>);
 
 /// What all rules stand on.
 struct Ground {
@@ -92,6 +101,8 @@ struct Ground {
     workspaces: Workspaces,
     keys: Keys,
     site: Site,
+    egress: Egress,
+    upstreams: Upstreams,
 }
 
 /// The services that have rules of their own, from the bottom up.
@@ -103,6 +114,8 @@ struct Rules {
     commands: Commands,
     sessions: Sessions,
     deletion: Deletion,
+    webhooks: Webhooks,
+    jobs: Jobs,
 }
 
 /// Wires everything.
@@ -111,11 +124,12 @@ struct Rules {
 /// One clear line.
 pub async fn build(given: Ingredients<'_>, background: &TaskTracker) -> Result<Built, Why> {
     let ground = ground(&given, background).await?;
-    let rules = rules(&ground, given.config, given.address);
-    let health = Health::new(ground.db.clone(), ground.place.clone(), ground.metrics.clone());
+    let rules = rules(&ground, given.config, given.address, background);
+    let health = Health::new(ground.db.clone(), ground.place.clone(), ground.metrics.clone(), ground.upstreams.clone());
+    let pool = Pool::new(ground.db.clone(), ground.upstreams.clone(), rules.webhooks.clone(), ground.metrics.clone());
     let tickets = Tickets::new(ticket_secret(&ground.db).await?, ground.clock.clone());
     let requests = TaskTracker::new();
-    let router = mount(&ground, &rules, &given, &health, tickets, &requests);
+    let router = mount(&ground, &rules, &given, &health, &pool, tickets, &requests);
     let upkeep = Upkeep::new(
         ground.db.clone(),
         ground.clock.clone(),
@@ -124,7 +138,8 @@ pub async fn build(given: Ingredients<'_>, background: &TaskTracker) -> Result<B
         ground.queue.clone(),
         given.config.output_retention,
     );
-    let Rules { projects, checkouts, following, commands, sessions, deletion, .. } = rules;
+    let crews = crews(&ground, &rules, given.config);
+    let Rules { projects, checkouts, commands, sessions, jobs, .. } = rules;
     let readdress = Readdress(projects.clone());
     Ok(Built {
         router,
@@ -141,14 +156,15 @@ pub async fn build(given: Ingredients<'_>, background: &TaskTracker) -> Result<B
         db: ground.db,
         hub: ground.streams.hub,
         outbox: ground.outbox,
-        performers: vec![Arc::new(following), Arc::new(sessions.clone()), Arc::new(deletion)],
+        crews,
         chores: vec![
             Arc::new(CheckoutExpiry(checkouts)),
             Arc::new(SessionExpiry(sessions)),
             Arc::new(KeyUpkeep(ground.keys)),
             Arc::new(readdress),
-            Arc::new(QueueGauge(upkeep.clone())),
-            Arc::new(Retention(upkeep)),
+            Arc::new(QueueGauge(upkeep.clone(), pool)),
+            Arc::new(Inventory(jobs.clone())),
+            Arc::new(Retention(upkeep, jobs)),
         ],
     })
 }
@@ -156,7 +172,8 @@ pub async fn build(given: Ingredients<'_>, background: &TaskTracker) -> Result<B
 async fn ground(given: &Ingredients<'_>, background: &TaskTracker) -> Result<Ground, Why> {
     let (config, db, clock) = (given.config, given.db.clone(), given.clock.clone());
     let metrics = Metrics::new();
-    let queue = Queue::new(db.clone(), given.lease.clone(), metrics.clone());
+    let (queue, ending) = Queue::new(db.clone(), given.lease.clone(), metrics.clone());
+    background.spawn(ending);
     let outbox = Outbox::default();
     let hub = Hub::new(outbox.clone());
     let (writer, writing) = Writer::new(db.clone(), hub.clone(), metrics.clone());
@@ -171,6 +188,9 @@ async fn ground(given: &Ingredients<'_>, background: &TaskTracker) -> Result<Gro
         workspaces: Workspaces::new(place.clone()),
         keys: Keys::new(db.clone(), clock.clone(), queue.clone(), config.admin_key.clone()),
         site: site(config, given.address),
+        egress: Egress::new(config.egress_allow.clone()).map_err(Why::Failed)?,
+        upstreams: Upstreams::new(config.upstreams.clone(), config.workers as usize, clock.clone())
+            .map_err(Why::Failed)?,
         db,
         clock,
         queue,
@@ -192,7 +212,7 @@ fn local_options(config: &Config, given: &Ingredients<'_>) -> LocalOptions {
     }
 }
 
-fn rules(ground: &Ground, config: &Config, address: SocketAddr) -> Rules {
+fn rules(ground: &Ground, config: &Config, address: SocketAddr, background: &TaskTracker) -> Rules {
     let Ground { db, clock, metrics, queue, streams, place, forge, workspaces, keys, site, .. } = ground;
     let (db, clock, queue, streams) = (|| db.clone(), || clock.clone(), || queue.clone(), || streams.clone());
     let projects = Projects::new(projects::Parts {
@@ -243,7 +263,45 @@ fn rules(ground: &Ground, config: &Config, address: SocketAddr) -> Rules {
         metrics: metrics.clone(),
     });
     let access = GitAccess::new(db(), clock(), keys.clone(), forge);
-    Rules { projects, access, checkouts, following, commands, sessions, deletion }
+    let (webhooks, recording) = Webhooks::new(webhooks::Parts {
+        db: db(),
+        clock: clock(),
+        queue: queue(),
+        metrics: metrics.clone(),
+        egress: ground.egress.clone(),
+        secrets: config.webhook_secrets.clone(),
+        backoff: config.webhook_backoff,
+    });
+    background.spawn(recording);
+    let jobs = Jobs::new(jobs::Parts {
+        db: db(),
+        clock: clock(),
+        queue: queue(),
+        streams: streams(),
+        metrics: metrics.clone(),
+        upstreams: ground.upstreams.clone(),
+        webhooks: webhooks.clone(),
+        public_url: site.public.clone(),
+        ttl: config.job_ttl,
+        timeout: config.job_timeout,
+        failures_max: config.job_max_attempts,
+    });
+    Rules { projects, access, checkouts, following, commands, sessions, deletion, webhooks, jobs }
+}
+
+/// A process without workers, or without an upstream, leaves jobs to others.
+fn crews(ground: &Ground, rules: &Rules, config: &Config) -> Vec<CrewPlan> {
+    let system: Vec<Arc<dyn Perform>> =
+        vec![Arc::new(rules.following.clone()), Arc::new(rules.sessions.clone()), Arc::new(rules.deletion.clone())];
+    let mut crews: Vec<CrewPlan> = vec![
+        (Lane::Work, Arc::new(Free::default()), system),
+        (Lane::Webhooks, rules.webhooks.room(), vec![Arc::new(rules.webhooks.clone())]),
+    ];
+    if config.workers > 0 && ground.upstreams.is_configured() {
+        let seats = Arc::new(Seats::new(ground.upstreams.clone()));
+        crews.push((Lane::Jobs, seats, vec![Arc::new(Runner::new(rules.jobs.clone()))]));
+    }
+    crews
 }
 
 fn mount(
@@ -251,11 +309,12 @@ fn mount(
     rules: &Rules,
     given: &Ingredients<'_>,
     health: &Health,
+    pool: &Pool,
     tickets: Tickets,
     requests: &TaskTracker,
 ) -> Router {
     let Ground { db, clock, metrics, queue, streams, forge, keys, .. } = ground;
-    let Rules { projects, access, checkouts, commands, sessions, deletion, .. } = rules;
+    let Rules { projects, access, checkouts, commands, sessions, deletion, jobs, .. } = rules;
     let config = given.config;
     let limits = Limits::new(clock.clone(), config.rate_limit, config.auth_failure_limit, config.streams_per_key);
     let door = Arc::new(Door {
@@ -285,6 +344,9 @@ fn mount(
             commands: commands.clone(),
             min_expires_in,
         },
+        jobs: handlers::jobs::Service { jobs: jobs.clone(), watching: watching.clone() },
+        chats: Chats::new(ground.upstreams.clone()),
+        pool: pool.clone(),
         streams: handlers::streams::Service {
             watching,
             commands: commands.clone(),
@@ -295,6 +357,7 @@ fn mount(
             tickets,
             projects: projects.clone(),
             sessions: sessions.clone(),
+            jobs: jobs.clone(),
             clock: clock.clone(),
         },
         git: handlers::git::Service { access: access.clone(), forge: forge.clone(), door: door.clone() },
@@ -308,15 +371,30 @@ fn mount(
     router::build(services, config.trusted_proxies.clone(), &config.cors_origins)
 }
 
+/// What there is to tell other processes.
+type Take = Box<dyn Fn() -> Option<String> + Send>;
+
 impl Built {
     /// Starts what works in the background.
     pub fn start(&self, background: &TaskTracker, stop: &CancellationToken) {
         let me = self.queue.process();
-        background.spawn(notify::tell_others(self.db.clone(), self.outbox.clone(), me, stop.clone()));
-        background.spawn(notify::hear_others(self.db.clone(), self.hub.clone(), me, stop.clone()));
+        let (ready, outbox) = (self.queue.ready.clone(), self.outbox.clone());
+        let ears = vec![
+            (notify::CHANNEL, notify::ear(self.hub.clone())),
+            (queue::CHANNEL, ready.ear(self.queue.look.clone())),
+        ];
+        let tell = |channel, some, take| news::tell(self.db.clone(), channel, me, some, take, stop.clone());
+        let events: Take = Box::new(move || outbox.take());
+        let tasks: Take = Box::new(move || ready.news());
+        background.spawn(tell(notify::CHANNEL, self.outbox.some.clone(), events));
+        background.spawn(tell(queue::CHANNEL, self.queue.ready.some_to_tell.clone(), tasks));
+        background.spawn(news::hear(self.db.clone(), me, ears, stop.clone()));
         background.spawn(notify::look(self.db.clone(), self.hub.clone(), stop.clone()));
-        let worker = Worker::new(self.queue.clone(), self.performers.clone());
-        background.spawn(worker.run(stop.clone()));
+        background.spawn(queue::keep(self.queue.clone(), stop.clone()));
+        for (lane, room, performers) in &self.crews {
+            let crew = Crew::new(self.queue.clone(), *lane, room.clone(), performers.clone());
+            background.spawn(crew.run(stop.clone()));
+        }
         workers::start(self.chores.clone(), &self.clock, &self.metrics, background, stop);
     }
 }

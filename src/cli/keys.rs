@@ -163,7 +163,7 @@ impl Opened {
                 (attached.db.clone(), Some(attached))
             }
         };
-        let queue = Queue::new(db.clone(), Lease::new(), Metrics::new());
+        let (queue, _nothing_ends_here) = Queue::new(db.clone(), Lease::new(0), Metrics::new());
         Ok(Self { keys: Keys::new(db, Clock::System, queue, config.admin_key.clone()), started })
     }
 

@@ -3,9 +3,10 @@
 use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use ipnet::IpNet;
+use url::Url;
 
 use super::settings::Settings;
-use crate::domain::{api_key::ApiKey, durations, ids::ProjectId, sizes};
+use crate::domain::{api_key::ApiKey, durations, ids::ProjectId, signing::Secrets, sizes};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EmbeddedOrUrl {
@@ -54,6 +55,15 @@ pub struct Config {
     pub sandbox: SandboxChoice,
     pub metrics_listen: Option<SocketAddr>,
     pub auto_migrate: bool,
+    /// Base URLs of Ollama-compatible servers.
+    pub upstreams: Vec<Url>,
+    pub job_ttl: Duration,
+    pub job_timeout: Duration,
+    pub job_max_attempts: u32,
+    pub webhook_secrets: Option<Secrets>,
+    pub webhook_backoff: Duration,
+    pub egress_allow: Vec<IpNet>,
+    /// Jobs that this process runs at once.
     pub workers: u32,
     pub log: String,
     pub log_json: Option<bool>,
@@ -108,7 +118,19 @@ impl Config {
             metrics_listen: s
                 .optional("RDEV_METRICS_LISTEN", "an address such as 127.0.0.1:9090", |t| t.parse().ok())?,
             auto_migrate: s.boolean("RDEV_AUTO_MIGRATE")?,
-            workers: s.number("RDEV_WORKERS")?,
+            upstreams: s.list("RDEV_OLLAMA_URL", "http:// or https:// URLs, comma-separated", |t| {
+                base_url(t).and_then(|url| Url::parse(&url).ok())
+            })?,
+            job_ttl: s.duration("RDEV_JOB_TTL")?,
+            job_timeout: s.duration("RDEV_JOB_TIMEOUT")?,
+            job_max_attempts: s
+                .parsed("RDEV_JOB_MAX_ATTEMPTS", "a number from 1 on", |t| t.parse().ok().filter(|n| *n > 0))?,
+            webhook_secrets: s.get("RDEV_WEBHOOK_SECRET").map(Secrets::parse).transpose()?,
+            webhook_backoff: s.duration("RDEV_WEBHOOK_BACKOFF")?,
+            egress_allow: s.list("RDEV_EGRESS_ALLOW", "CIDRs such as 10.0.0.0/8, comma-separated", cidr)?,
+            workers: s.parsed("RDEV_WORKERS", "a whole number from 0 to 10000", |t| {
+                t.parse().ok().filter(|n| *n <= 10_000)
+            })?,
             log: s.parsed("RDEV_LOG", "a tracing filter such as info or rdev=debug", |t| {
                 tracing_subscriber::EnvFilter::try_new(t).ok().map(|_| t.to_owned())
             })?,
@@ -127,15 +149,8 @@ impl Config {
 fn check_later_parts(s: &Source) -> Result<(), String> {
     s.parsed("RDEV_RUNTIME", "local (this build has no kubernetes runtime)", |t| (t == "local").then_some(()))?;
     s.parsed("RDEV_GIT_HOST", "embedded (this build has no gitea host)", |t| (t == "embedded").then_some(()))?;
-    s.list("RDEV_OLLAMA_URL", "http:// or https:// URLs, comma-separated", base_url)?;
-    s.duration("RDEV_JOB_TTL")?;
-    s.duration("RDEV_JOB_TIMEOUT")?;
-    s.parsed("RDEV_JOB_MAX_ATTEMPTS", "a number from 1 on", |t| t.parse::<u32>().ok().filter(|n| *n > 0))?;
-    s.duration("RDEV_WEBHOOK_BACKOFF")?;
-    s.list("RDEV_EGRESS_ALLOW", "CIDRs such as 10.0.0.0/8, comma-separated", cidr)?;
     s.boolean("RDEV_PREVIEW_INGRESS")?;
     s.parsed("RDEV_NAMESPACE", "a name of lower-case letters, digits and -", |t| ProjectId::parse(t).ok())?;
-    s.optional("RDEV_WEBHOOK_SECRET", "a text, or whsec_ and base64; two at most, comma-separated", webhook_secrets)?;
     s.optional("RDEV_GITEA_URL", "an http:// or https:// URL", base_url)?;
     s.optional("RDEV_WOODPECKER_URL", "an http:// or https:// URL", base_url)?;
     s.optional("OTEL_EXPORTER_OTLP_ENDPOINT", "an http:// or https:// URL", base_url)?;
@@ -163,16 +178,6 @@ fn command_env(s: &Source) -> Result<Vec<(String, String)>, String> {
 fn server_variable(name: &str) -> Option<String> {
     #[expect(clippy::disallowed_methods, reason = "this is the place that reads the environment")]
     std::env::var(name).ok().filter(|value| !value.is_empty())
-}
-
-fn webhook_secrets(text: &str) -> Option<()> {
-    use base64::Engine as _;
-    let usable = |secret: &str| match secret.strip_prefix("whsec_") {
-        Some(encoded) => base64::engine::general_purpose::STANDARD.decode(encoded).is_ok_and(|key| !key.is_empty()),
-        None => !secret.is_empty(),
-    };
-    let secrets: Vec<&str> = text.split(',').map(str::trim).collect();
-    (secrets.len() <= 2 && secrets.iter().all(|secret| usable(secret))).then_some(())
 }
 
 fn existing_folder(text: &str) -> Option<PathBuf> {
@@ -220,7 +225,12 @@ struct Source<'a>(&'a Settings);
 
 impl Source<'_> {
     fn text(&self, variable: &str) -> &str {
-        self.0.get(variable).unwrap_or("")
+        self.get(variable).unwrap_or("")
+    }
+
+    /// `None` where it is unset.
+    fn get(&self, variable: &str) -> Option<&str> {
+        self.0.get(variable).filter(|text| !text.is_empty())
     }
 
     fn parsed<T>(&self, variable: &str, wanted: &str, parse: impl Fn(&str) -> Option<T>) -> Result<T, String> {

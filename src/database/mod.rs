@@ -8,6 +8,7 @@
 //! for ever. Each statement has a deadline of its own.
 
 mod embedded;
+pub mod news;
 mod postgres_child;
 
 use std::{fmt, time::Duration};
@@ -222,11 +223,6 @@ impl DbError {
             Self::TimedOut => true,
             Self::Sql(error) => connection_is_broken(error) || starting_or_stopping(error),
         }
-    }
-
-    /// Deadlocks and serialisation failures: the same transaction may go through now.
-    pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Sql(sqlx::Error::Database(e)) if matches!(e.code().as_deref(), Some("40P01" | "40001")))
     }
 }
 

@@ -53,8 +53,12 @@ impl Key {
         self.scopes.any_of(any_of)
     }
 
+    pub fn is_admin(&self) -> bool {
+        self.may(&[])
+    }
+
     /// An admin who is bound to no project: what the last of must not go.
     pub fn is_full_admin(&self) -> bool {
-        self.may(&[]) && !self.is_bound()
+        self.is_admin() && !self.is_bound()
     }
 }

@@ -2,20 +2,28 @@
 //! statements or HTTP. Most of it parses at the door so that nothing below checks twice.
 
 pub mod api_key;
+pub mod artifact;
+pub mod backoff;
 pub mod branch;
+pub mod breaker;
 pub mod byte_range;
+pub mod chat;
 pub mod checkout;
 pub mod clock;
 pub mod command;
+pub mod delivery;
 pub mod durations;
+pub mod egress;
 pub mod event_id;
 pub mod git_args;
 pub mod ids;
+pub mod job;
 pub mod key;
 pub mod lines;
 pub mod project;
 pub mod scopes;
 pub mod session;
+pub mod signing;
 pub mod sizes;
 pub mod stream;
 pub mod task;

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
-    extract::{Body, BodyLimit, Caller, CommandRef, InProject, Once, PageQuery, Query, cut, one_of},
+    extract::{Body, BodyLimit, Caller, CommandRef, InProject, Once, PageQuery, Query, cut, duration, one_of},
     guard::{Rule, WAIT_MAX},
     reply::{Data, MaybeCreated, Paged},
     routes::{LOOKUP, Routes, STANDARD},
@@ -19,7 +19,7 @@ use super::{
 use crate::{
     domain::{
         command::{Command, CommandKind, CommandStatus, EndAsked, Termination},
-        durations, git_args,
+        git_args,
         ids::{self, CommandId},
         key::Key,
         project::Project,
@@ -45,7 +45,7 @@ const TIMEOUT_DEFAULT: Duration = Duration::from_mins(10);
 const TIMEOUT_MAX: Duration = Duration::from_hours(24);
 
 pub fn routes(commands: Commands) -> Routes<Commands> {
-    let start = Rule::any(EXECUTE, STANDARD).body(BodyLimit::COMMAND);
+    let start = Rule::any(EXECUTE, STANDARD).body(BodyLimit::COMMAND).waits();
     Routes::new("commands", commands)
         .on(&Method::POST, "/projects/{id}/shell", "run_a_command", start.clone(), shell)
         .on(&Method::POST, "/projects/{id}/git", "run_git", start.clone(), git)
@@ -234,18 +234,6 @@ fn rejected(error: words::WordsError) -> Error {
         Some(token) => Error::invalid(error.to_string()).code("COMMAND_REJECTED").detail("token", token),
         None => Error::invalid(error.to_string()),
     }
-}
-
-/// A duration with a greatest value.
-///
-/// # Errors
-/// 400 that names the field.
-fn duration(field: &str, text: Option<&str>, max: Duration) -> Result<Option<Duration>> {
-    let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
-    let refuse = || {
-        Error::invalid(format!("{field} must be a duration (e.g., 30s, 10m), at most {}", durations::format_short(max)))
-    };
-    durations::parse_positive(text).ok().filter(|given| *given <= max).map(Some).ok_or_else(refuse)
 }
 
 /// A relative path that does not leave the place it is relative to.

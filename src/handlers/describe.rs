@@ -7,7 +7,7 @@ use axum::response::Response;
 use serde_json::{Map, Value, json};
 use utoipa::{PartialSchema, ToSchema, openapi::RefOr};
 
-use super::reply::{Created, Data, MaybeCreated, Paged};
+use super::reply::{Created, Data, MaybeCreated, Native, Paged};
 use crate::error::Error;
 
 /// Schemas by name, collected on the way.
@@ -79,6 +79,14 @@ impl<T: ToSchema> DescribeReply for MaybeCreated<T> {
     fn describe(operation: &mut Operation) {
         operation.enveloped::<T>("201", false);
         operation.enveloped::<T>("200", false);
+    }
+}
+
+impl<T: ToSchema> DescribeReply for Native<T> {
+    fn describe(operation: &mut Operation) {
+        let schema = operation.schema::<T>();
+        let content = json!({"description": "done", "content": {"application/json": {"schema": schema}}});
+        operation.responses.insert("200".into(), content);
     }
 }
 

@@ -1,7 +1,7 @@
 //! What handlers take, with failures that are ours: JSON bodies, query strings, ids in
 //! the path. Everything is checked once, here, NUL bytes included.
 
-use std::{str::FromStr, sync::Arc};
+use std::{str::FromStr, sync::Arc, time::Duration};
 
 use axum::{
     body::Bytes,
@@ -18,7 +18,7 @@ use super::{
     describe::{Describe, Operation},
 };
 use crate::{
-    domain::{ids, key::Key, project::Project},
+    domain::{artifact, durations, ids, key::Key, project::Project},
     error::{Error, Kind, Result},
     services::receipts::Slot,
 };
@@ -60,6 +60,25 @@ impl BodyLimit {
     pub const DEFAULT: usize = 1 << 20;
     /// Routes that start a command.
     pub const COMMAND: usize = 4 << 20;
+    /// What goes to a model.
+    pub const CHAT: usize = 16 << 20;
+}
+
+/// The body as it came; who takes it tells what is wrong with it.
+pub struct RawBody(pub Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for RawBody {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self> {
+        read(request).await.map(Self)
+    }
+}
+
+impl Describe for RawBody {
+    fn describe(operation: &mut Operation) {
+        operation.body = Some(json!({"content": {"application/json": {"schema": {"type": "object"}}}}));
+    }
 }
 
 /// The whole body, up to the route's limit.
@@ -108,7 +127,7 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
 }
 
 /// Cheap: only a body that could hold an escaped NUL is looked through.
-fn contains_nul(bytes: &[u8]) -> bool {
+pub fn contains_nul(bytes: &[u8]) -> bool {
     bytes.windows(6).any(|window| window.eq_ignore_ascii_case(b"\\u0000"))
 }
 
@@ -216,6 +235,9 @@ macro_rules! path_id {
 path_id!(KeyId, Uuid, "kid", "key not found", ids::uuid_from_path);
 path_id!(CheckoutId, Uuid, "checkout_id", "checkout not found", ids::uuid_from_path);
 path_id!(SessionId, Uuid, "sid", "session not found", ids::uuid_from_path);
+path_id!(JobId, String, "jid", "job not found", |text| ids::is_ulid(text).then(|| text.to_owned()));
+path_id!(DeliveryId, Uuid, "did", "delivery not found", ids::uuid_from_path);
+path_id!(ArtifactName, String, "name", "artifact not found", |text| artifact::is_name(text).then(|| text.to_owned()));
 path_id!(CommandRef, String, "cid", "command not found", |text| ids::CommandId::parse(text)
     .map(|id| id.to_string())
     .ok());
@@ -276,6 +298,18 @@ pub fn cut<T, C: ToString>(mut items: Vec<T>, limit: i64, cursor: impl Fn(&T) ->
     let next =
         items.last().map(|last| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(cursor(last).to_string()));
     (items, next)
+}
+
+/// A duration that a client sent, of a length that is allowed.
+///
+/// # Errors
+/// 400 naming the field.
+pub fn duration(field: &str, text: Option<&str>, max: Duration) -> Result<Option<Duration>> {
+    let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
+    let refuse = || {
+        Error::invalid(format!("{field} must be a duration (e.g., 30s, 10m), at most {}", durations::format_short(max)))
+    };
+    durations::parse_positive(text).ok().filter(|given| *given <= max).map(Some).ok_or_else(refuse)
 }
 
 /// A word out of a fixed set, in a query.

@@ -20,7 +20,7 @@ use axum::{
 };
 use futures::FutureExt as _;
 use http::{HeaderMap, HeaderValue, Method, header, request::Parts};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio_util::task::TaskTracker;
 
 use super::{
@@ -44,7 +44,7 @@ use crate::{
 /// The checks at the door come on top of a route's deadline.
 const CHECKS: Duration = Duration::from_secs(2);
 /// Largest answer that is kept for an idempotency key.
-const ANSWER_MAX: usize = 1 << 20;
+const ANSWER_MAX: usize = 16 << 20;
 
 /// What a route asks of who comes in.
 #[derive(Clone)]
@@ -60,6 +60,10 @@ pub struct Rule {
     pub patience: Duration,
     /// Keys bound to projects are refused.
     pub unbound: bool,
+    /// The answer may be asked to wait for an end, on top of the deadline.
+    pub waits: bool,
+    /// It lives no longer than its client's connection: a conversation with somebody else's server.
+    pub passes: bool,
     /// What it answers, where that is no envelope.
     pub answers: &'static str,
 }
@@ -74,6 +78,8 @@ impl Rule {
             ticket: false,
             unbound: false,
             patience: Duration::ZERO,
+            waits: false,
+            passes: false,
             answers: "done",
         }
     }
@@ -85,6 +91,16 @@ impl Rule {
     #[must_use]
     pub const fn body(self, limit: usize) -> Self {
         Self { body_limit: limit, ..self }
+    }
+
+    #[must_use]
+    pub const fn waits(self) -> Self {
+        Self { waits: true, ..self }
+    }
+
+    #[must_use]
+    pub const fn passes(self) -> Self {
+        Self { passes: true, ..self }
     }
 
     #[must_use]
@@ -236,6 +252,7 @@ async fn enter(
             parts.extensions.insert(Once(None));
             Ok(run(door, rule, next, Request::from_parts(parts, body)).await)
         }
+        Some(name) if rule.passes => pass_once(door, rule, &name, parts, body, &key, next).await,
         Some(name) => once(door, rule, &name, parts, body, &key, next).await,
     }
 }
@@ -281,6 +298,28 @@ fn idempotency_key(parts: &Parts) -> Result<Option<String>> {
         Some(text) => Ok(Some(text.to_owned())),
         None => Err(Error::invalid("Idempotency-Key must be 1 to 255 visible ASCII characters")),
     }
+}
+
+/// A conversation that is streamed is never stored; one whole answer is, like any other.
+async fn pass_once(
+    door: &Arc<Door>,
+    rule: &Rule,
+    name: &str,
+    mut parts: Parts,
+    body: Body,
+    key: &Key,
+    next: axum::middleware::Next,
+) -> Result<Response> {
+    let mut whole = Request::new(body);
+    whole.extensions_mut().insert(BodyLimit(rule.body_limit));
+    *whole.headers_mut() = parts.headers.clone();
+    let bytes = extract::read(whole).await?;
+    let streams = serde_json::from_slice::<Value>(&bytes).is_ok_and(|body| body.get("stream") != Some(&false.into()));
+    if !streams {
+        return once(door, rule, name, parts, Body::from(bytes), key, next).await;
+    }
+    parts.extensions.insert(Once(None));
+    Ok(run(door, rule, next, Request::from_parts(parts, Body::from(bytes))).await)
 }
 
 /// A request that may be a repeat: its first answer is given again.
@@ -348,6 +387,9 @@ fn answer_to_keep(status: http::StatusCode, parts: &http::response::Parts, bytes
         return None;
     }
     let mut value: Value = serde_json::from_slice(bytes).ok()?;
+    if context::current().native {
+        return Some(if status.is_success() { json!({"data": value}) } else { value });
+    }
     value.as_object_mut()?.remove("meta");
     if let (Some(Secrets(names)), Some(data)) = (parts.extensions.get::<Secrets>(), value.get_mut("data")) {
         redact(data, names);
@@ -357,6 +399,9 @@ fn answer_to_keep(status: http::StatusCode, parts: &http::response::Parts, bytes
 
 /// Runs the handler in a task of its own, within the route's deadline.
 async fn run(door: &Arc<Door>, rule: &Rule, next: axum::middleware::Next, request: Request) -> Response {
+    if rule.passes {
+        return next.run(request).await;
+    }
     in_a_task(&door.requests, rule.deadline + asked_wait(rule), next.run(request)).await
 }
 
@@ -374,9 +419,8 @@ async fn in_a_task(
     }
 }
 
-/// Routes that start a command may be asked to wait for its end.
 fn asked_wait(rule: &Rule) -> Duration {
-    if rule.body_limit == BodyLimit::COMMAND { WAIT_MAX } else { Duration::ZERO }
+    if rule.waits { WAIT_MAX } else { Duration::ZERO }
 }
 
 fn with_allowance(mut response: Response, allowance: Option<Allowance>) -> Response {

@@ -3,6 +3,7 @@
 //! its endpoints (path, scope, deadline, name), from which the router and the OpenAPI
 //! document are both made.
 
+pub mod chat;
 pub mod checkouts;
 pub mod commands;
 pub mod context;
@@ -10,9 +11,11 @@ pub mod describe;
 pub mod extract;
 pub mod git;
 pub mod guard;
+pub mod jobs;
 pub mod keys;
 pub mod ops;
 pub mod page;
+pub mod pool;
 pub mod projects;
 pub mod reply;
 pub mod routes;

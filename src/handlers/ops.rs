@@ -68,7 +68,7 @@ impl HealthView {
             database: well(condition.database),
             runtime: condition.runtime,
             git_host: "embedded",
-            model_upstream: "unconfigured",
+            model_upstream: condition.model_upstream,
             checks: json!({
                 "server": {"status": condition.phase},
                 "database": {"status": well(condition.database)},

@@ -29,6 +29,9 @@ pub enum MaybeCreated<T> {
     Found(T),
 }
 
+/// A bare body, in the native family.
+pub struct Native<T>(pub StatusCode, pub T);
+
 /// 200 with `data` and, where more follows, `meta.next_cursor`.
 pub struct Paged<T> {
     pub data: T,
@@ -60,6 +63,15 @@ impl<T: Serialize> IntoResponse for MaybeCreated<T> {
         match self {
             Self::Created(data) => envelope(StatusCode::CREATED, &data, None),
             Self::Found(data) => envelope(StatusCode::OK, &data, None),
+        }
+    }
+}
+
+impl<T: Serialize> IntoResponse for Native<T> {
+    fn into_response(self) -> Response {
+        match serde_json::to_vec(&self.1) {
+            Ok(body) => json_response(self.0, body),
+            Err(error) => Error::internal(error).into_response(),
         }
     }
 }
@@ -104,8 +116,13 @@ pub fn error_value(error: &Error) -> Value {
 
 /// A stored answer again: `{"data":…}` or `{"error":…}` with the present request's `meta`.
 pub fn replay(status: u16, stored: &Value) -> Response {
+    let context = context::current();
     let mut body = stored.clone();
-    body["meta"] = serde_json::from_str(&meta(&context::current(), None)).unwrap_or_default();
+    if !context.native {
+        body["meta"] = serde_json::from_str(&meta(&context, None)).unwrap_or_default();
+    } else if let Some(data) = body.get_mut("data") {
+        body = data.take();
+    }
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
     let mut response = json_response(status, body.to_string().into_bytes());
     response.headers_mut().insert("idempotent-replayed", HeaderValue::from_static("true"));

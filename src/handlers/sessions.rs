@@ -47,7 +47,7 @@ pub struct Service {
 }
 
 pub fn routes(service: Service) -> Routes<Service> {
-    let exec = Rule::any(EXECUTE, STANDARD).body(BodyLimit::COMMAND);
+    let exec = Rule::any(EXECUTE, STANDARD).body(BodyLimit::COMMAND).waits();
     Routes::new("sessions", service)
         .on(&Method::GET, "/projects/{id}/sessions", "list_sessions", Rule::any(READ, FAST_LOOKUP), list)
         .on(&Method::POST, "/projects/{id}/sessions", "open_a_session", Rule::any(EXECUTE, ORCHESTRATION), create)

@@ -35,13 +35,13 @@ use crate::{
         sessions::Sessions,
         watching::{Listening, Log, Watching},
     },
-    streams::{Start, record::Output},
+    streams::{Found, Start, record::Output},
 };
 
 const READ: &[Scope] = &[Scope::ProjectsRead];
 const READ_SESSION: &[Scope] = &[Scope::SessionsRead, Scope::ProjectsRead];
 /// How long a request for a stream waits for a database that is away: a browser would not come back after a 503.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Clone)]
 pub struct Service {
@@ -68,15 +68,15 @@ pub fn routes(service: Service) -> Routes<Service> {
 }
 
 #[derive(Deserialize, ToSchema)]
-struct EventsQuery {
+pub struct EventsQuery {
     /// The command to listen to.
     stream_id: Option<String>,
     /// The number after which to begin.
-    after: Option<String>,
+    pub after: Option<String>,
 }
 
 /// Headers that matter to a stream.
-struct Asked {
+pub struct Asked {
     last_event_id: Option<String>,
     headers: HeaderMap,
 }
@@ -147,22 +147,33 @@ async fn listen(
 ) -> Result<Response> {
     let found = patiently(PATIENCE, || service.watching.find(&project.id, log)).await?;
     let found = found.ok_or_else(|| Error::not_found("stream not found"))?;
+    let from_start = matches!(log, Log::Command(_));
+    match position(asked, after, &found, from_start)? {
+        None => Ok(StatusCode::NO_CONTENT.into_response()),
+        Some(start) => Ok(event_stream(service.watching.listen(caller.id, &found, start)?)),
+    }
+}
+
+/// Where a reader wants to begin; `None` for one that has seen the end. Without a word, at the start or
+/// with what is new.
+///
+/// # Errors
+/// `BAD_EVENT_ID`.
+pub fn position(asked: &Asked, after: Option<&str>, found: &Found, from_start: bool) -> Result<Option<Start>> {
     let position = match (&asked.last_event_id, after.filter(|text| !text.is_empty())) {
         (Some(id), _) => Some(event_id::parse(id, &found.owner.name)),
         (None, Some(after)) => Some(event_id::parse_after(after, &found.owner.name)),
         (None, None) => None,
     };
-    let start = match (position.transpose().map_err(bad_event_id)?, log) {
-        (Some(Position::Final), _) => return Ok(StatusCode::NO_CONTENT.into_response()),
-        (Some(Position::After(n)), _) => Start::After(i64::try_from(n).unwrap_or(i64::MAX)),
-        (None, Log::Command(_)) => Start::After(0),
-        (None, _) => Start::New,
-    };
-    let listening = service.watching.listen(caller.id, &found, start)?;
-    Ok(event_stream(listening))
+    Ok(match position.transpose().map_err(bad_event_id)? {
+        Some(Position::Final) => None,
+        Some(Position::After(n)) => Some(Start::After(i64::try_from(n).unwrap_or(i64::MAX))),
+        None if from_start => Some(Start::After(0)),
+        None => Some(Start::New),
+    })
 }
 
-fn event_stream(listening: Listening) -> Response {
+pub fn event_stream(listening: Listening) -> Response {
     let body = stream::unfold(listening, |mut listening| async move {
         let bytes = listening.follower.next().await?;
         Some((Ok::<_, std::convert::Infallible>(bytes), listening))
@@ -282,7 +293,7 @@ fn cut_out(
     })
 }
 
-fn unsatisfiable(total: u64) -> Response {
+pub fn unsatisfiable(total: u64) -> Response {
     let error = Error::invalid("the range lies outside of the output").code("RANGE_NOT_SATISFIABLE");
     let mut response = error.into_response();
     *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;

@@ -19,13 +19,14 @@ use crate::{
     domain::{clock::Clock, durations, ids, ids::ProjectId, key::Key, scopes::Scope},
     error::{Error, Result},
     services::{
+        jobs::Jobs,
         projects::Projects,
         sessions::Sessions,
         tickets::{self, Tickets},
     },
 };
 
-const ANY: &[Scope] = &[Scope::ProjectsRead, Scope::SessionsRead];
+const ANY: &[Scope] = &[Scope::ProjectsRead, Scope::SessionsRead, Scope::JobsRead];
 const DEFAULT: TimeDelta = TimeDelta::minutes(10);
 const MAX: std::time::Duration = std::time::Duration::from_hours(1);
 
@@ -34,6 +35,7 @@ pub struct Service {
     pub tickets: Tickets,
     pub projects: Projects,
     pub sessions: Sessions,
+    pub jobs: Jobs,
     pub clock: Clock,
 }
 
@@ -104,6 +106,13 @@ async fn check_path(service: &Service, caller: &Key, path: &str) -> Result<()> {
         return Err(no_stream());
     }
     let parts: Vec<&str> = uri.path().trim_matches('/').split('/').collect();
+    if let ["jobs", id, "events"] = parts.as_slice() {
+        return if ids::is_ulid(id) {
+            service.jobs.get(caller, id).await.map(drop)
+        } else {
+            Err(Error::not_found("job not found"))
+        };
+    }
     let (project, session, scopes): (&str, Option<&str>, &[Scope]) = match parts.as_slice() {
         ["projects", id, "events"] => (id, None, &[Scope::ProjectsRead]),
         ["projects", id, "commands", _, "output"] => (id, None, &[Scope::ProjectsRead, Scope::SessionsRead]),

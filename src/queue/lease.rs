@@ -12,10 +12,10 @@ use uuid::Uuid;
 
 use crate::{
     database::{Db, DbError},
+    domain::task::LEASE,
     store,
 };
 
-pub const LEASE: Duration = Duration::from_secs(15);
 const RENEW: Duration = Duration::from_secs(5);
 /// Not renewed for so long: others may soon take over, so stop.
 const GIVE_UP: Duration = Duration::from_secs(10);
@@ -24,18 +24,14 @@ const GIVE_UP: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub struct Lease {
     current: Arc<Mutex<(Uuid, CancellationToken)>>,
-}
-
-impl Default for Lease {
-    fn default() -> Self {
-        Self::new()
-    }
+    /// Jobs that this process runs at once, for others to see.
+    slots: u32,
 }
 
 impl Lease {
     /// A lease that is not registered yet.
-    pub fn new() -> Self {
-        Self { current: Arc::new(Mutex::new((Uuid::now_v7(), CancellationToken::new()))) }
+    pub fn new(slots: u32) -> Self {
+        Self { current: Arc::new(Mutex::new((Uuid::now_v7(), CancellationToken::new()))), slots }
     }
 
     pub fn id(&self) -> Uuid {
@@ -53,14 +49,9 @@ impl Lease {
     pub async fn register(&self, db: &Db) -> Result<(), DbError> {
         let host = nix::unistd::gethostname().unwrap_or_default();
         let mut conn = db.conn().await?;
-        store::tasks::insert_process(
-            &mut conn,
-            self.id(),
-            &host.to_string_lossy(),
-            env!("CARGO_PKG_VERSION"),
-            LEASE.as_secs_f64(),
-        )
-        .await
+        let slots = i32::try_from(self.slots).unwrap_or(i32::MAX);
+        let (id, host, version) = (self.id(), host.to_string_lossy(), env!("CARGO_PKG_VERSION"));
+        store::processes::insert(&mut conn, id, &host, version, slots, LEASE.as_secs_f64()).await
     }
 
     /// Renews until `stop`; on the way out the row is left to its owner to remove.
@@ -97,9 +88,8 @@ impl Lease {
     async fn start_anew(&self, db: &Db) {
         let old = std::mem::replace(&mut *self.lock(), (Uuid::now_v7(), CancellationToken::new()));
         old.1.cancel();
-        if let Ok(mut conn) = db.conn().await {
-            let _ends_by_itself = store::tasks::delete_process(&mut conn, old.0).await;
-        }
+        // Whoever looks next does it otherwise.
+        let _ends_by_itself = bury(db, old.0, 0).await;
         if let Err(error) = self.register(db).await {
             tracing::warn!(%error, "could not register this process anew, trying again");
             self.standing().cancel();
@@ -112,5 +102,21 @@ impl Lease {
 }
 
 async fn renew(db: &Db, id: Uuid) -> Result<bool, DbError> {
-    store::tasks::renew_process(&mut db.conn().await?, id, LEASE.as_secs_f64()).await
+    store::processes::renew(&mut db.conn().await?, id, LEASE.as_secs_f64()).await
+}
+
+/// Removes the row of a process that is gone, or about to go, and frees what it held, as one more
+/// death of an owner or as none. Answers how much that was.
+///
+/// # Errors
+/// Those of the database.
+pub async fn bury(db: &Db, process: Uuid, deaths: i16) -> Result<u64, DbError> {
+    let mut tx = db.begin().await?;
+    if !store::processes::lock(&mut tx, process).await? {
+        return Ok(0);
+    }
+    let held = store::processes::let_go(&mut tx, process, deaths).await?;
+    store::processes::delete(&mut tx, process).await?;
+    tx.commit().await?;
+    Ok(held)
 }

@@ -61,9 +61,6 @@ impl Following {
     }
 
     async fn attempt(&self, command: Command, task: Claimed, launch: Option<Launch>, stop: CancellationToken) {
-        if task.attempt > 1 {
-            self.inner.metrics.rescued(FOLLOW_TASK);
-        }
         tokio::select! {
             () = stop.cancelled() => {}
             outcome = self.carry(&command, &task, launch) => match outcome {

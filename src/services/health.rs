@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{database::Db, metrics::Metrics, runtime::Place, store};
+use crate::{database::Db, metrics::Metrics, models::Upstreams, runtime::Place, store};
 
 const STARTING: u8 = 0;
 const READY: u8 = 1;
@@ -23,6 +23,7 @@ pub struct Health {
     db: Db,
     runtime: Place,
     metrics: Metrics,
+    upstreams: Upstreams,
 }
 
 /// What is seen at a glance.
@@ -33,6 +34,8 @@ pub struct Condition {
     pub isolated: bool,
     pub isolation_text: String,
     pub phase: &'static str,
+    /// As far as it is known without asking: `ok`, `unavailable`, `unconfigured` or `unknown`.
+    pub model_upstream: &'static str,
 }
 
 impl Condition {
@@ -46,6 +49,7 @@ impl Condition {
             isolated: true,
             isolation_text: unknown,
             phase: "starting",
+            model_upstream: "unknown",
         }
     }
 
@@ -55,8 +59,8 @@ impl Condition {
 }
 
 impl Health {
-    pub fn new(db: Db, runtime: Place, metrics: Metrics) -> Self {
-        Self { phase: Arc::default(), db, runtime, metrics }
+    pub fn new(db: Db, runtime: Place, metrics: Metrics, upstreams: Upstreams) -> Self {
+        Self { phase: Arc::default(), db, runtime, metrics, upstreams }
     }
 
     pub fn is_ready_to_serve(&self) {
@@ -84,6 +88,12 @@ impl Health {
                 STARTING => "starting",
                 READY => "ready",
                 _ => "draining",
+            },
+            model_upstream: match self.upstreams.is_up() {
+                _ if !self.upstreams.is_configured() => "unconfigured",
+                None => "unknown",
+                Some(true) => "ok",
+                Some(false) => "unavailable",
             },
         }
     }

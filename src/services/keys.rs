@@ -224,7 +224,7 @@ impl Keys {
         let project_ids = bounded(maker, new.project_ids)?;
         let minted = self.mint(NewKey { project_ids, ..new });
         // A new key changes nothing that is known, so the epoch stays: who meets it looks it up.
-        if !answer.is_kept() {
+        if !answer.has_slot() {
             store::keys::insert(&mut self.inner.db.conn().await?, &minted.key, &minted.secret.hash()).await?;
             return Ok(minted);
         }

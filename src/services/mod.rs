@@ -1,16 +1,19 @@
 //! The rules. Each service owns what it needs, opens the transactions and never mentions
 //! a status code or a header. They call one another in one order only: sessions →
-//! commands → checkouts → workspaces → projects → keys.
+//! commands → checkouts → jobs → webhooks → workspaces → projects → keys.
 
+pub mod chats;
 pub mod checkouts;
 pub mod commands;
 pub mod deletion;
 pub mod following;
 pub mod git_access;
 pub mod health;
+pub mod jobs;
 pub mod keys;
 pub mod limits;
 pub mod output;
+pub mod pool;
 pub mod projects;
 pub mod receipts;
 pub mod session_end;
@@ -18,4 +21,5 @@ pub mod sessions;
 pub mod tickets;
 pub mod upkeep;
 pub mod watching;
+pub mod webhooks;
 pub mod workspaces;

@@ -202,7 +202,7 @@ impl Projects {
     pub async fn readdress_stranded(&self) -> Result<()> {
         let now = &self.inner.site.local;
         let mut conn = self.inner.db.conn().await?;
-        store::tasks::set_address(&mut conn, self.inner.queue.process(), now).await?;
+        store::processes::set_address(&mut conn, self.inner.queue.process(), now).await?;
         let stranded = store::projects::stranded(&mut conn, now).await?;
         drop(conn);
         for project in stranded {

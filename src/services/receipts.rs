@@ -164,8 +164,8 @@ impl<T> Answer<T> {
         Self::new(None, 200, &[], |_| Value::Null)
     }
 
-    /// Whether there is anything to keep.
-    pub fn is_kept(&self) -> bool {
+    /// Whether somebody wants it kept.
+    pub fn has_slot(&self) -> bool {
         self.slot.is_some()
     }
 

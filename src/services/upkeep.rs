@@ -50,7 +50,6 @@ impl Upkeep {
         while store::streams::trim(&mut self.db.conn().await?, cutoff, CHUNKS_AT_ONCE).await? > 0 {}
         let mut conn = self.db.conn().await?;
         store::idempotency::delete_old(&mut conn).await?;
-        store::tasks::delete_ended_processes(&mut conn).await?;
         let projects = store::projects::all(&mut conn).await?;
         // Listed before the rows are read: what appears later is not looked at.
         let kept = self.runtime.kept().await?;

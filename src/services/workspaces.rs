@@ -122,7 +122,9 @@ commit=$head
 if test "$dirty" = yes; then
     commit=$(git commit-tree "$tree" $parents -m "Work that was in the session when it ended")
 fi
+git update-ref "refs/rdev-rescue/$5" "$commit"
 with_credential "$6" "sessions/$5" push --quiet --no-verify --force "$7" "$commit:refs/heads/$3"
+git update-ref -d "refs/rdev-rescue/$5"
 echo "$commit"
 "#;
 
@@ -230,7 +232,11 @@ impl Workspaces {
         match (output.code, output.stdout.trim()) {
             (Some(0), "clean" | "gone") => None,
             (Some(0), sha) => Some(Rescue { branch: Some(branch), sha: Some(sha.to_owned()), error: None }),
-            _ => failed(format!("the work could not be pushed: {}", last_line(&output.stderr))),
+            _ => failed(format!(
+                "the work could not be pushed: {}; the project's clone keeps it as refs/rdev-rescue/{}",
+                last_line(&output.stderr),
+                worktree.session
+            )),
         }
     }
 

@@ -124,16 +124,6 @@ pub async fn find_by_token(c: &mut Conn, hash: &[u8], now: DateTime<Utc>) -> Res
     c.optional(query_as(sql).bind(hash).bind(now)).await
 }
 
-/// Whether a push with the checkout's token may still go through.
-pub async fn is_open(c: &mut Conn, id: Uuid, now: DateTime<Utc>) -> Result<Option<Checkout>, DbError> {
-    let sql = select!(
-        "where id = $1 and token_hash is not null and status in ('pending', 'active')
-                       and (expires_at > $2 or exists (
-                           select from session s where s.id = checkout.session_id and s.status = 'ending'))"
-    );
-    c.optional(query_as(sql).bind(id).bind(now)).await
-}
-
 /// Active ones of nobody's session whose time is up.
 pub async fn due(c: &mut Conn, now: DateTime<Utc>, limit: i64) -> Result<Vec<Checkout>, DbError> {
     let sql =

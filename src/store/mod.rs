@@ -3,8 +3,11 @@
 
 pub mod checkouts;
 pub mod commands;
+pub mod deliveries;
 pub mod idempotency;
+pub mod jobs;
 pub mod keys;
+pub mod processes;
 pub mod projects;
 pub mod sessions;
 pub mod settings;

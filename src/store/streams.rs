@@ -63,6 +63,19 @@ pub async fn find(c: &mut Conn, project: &str, kind: Kind, name: &str) -> Result
     }))
 }
 
+/// A log that belongs to no project, by its key.
+pub async fn find_by_key(c: &mut Conn, key: Key) -> Result<Option<Found>, DbError> {
+    let sql = "select name, last_n, trimmed_to, ended from stream where key = $1";
+    let row: Option<(String, i64, i64, bool)> = c.optional(query_as(sql).bind(key)).await?;
+    Ok(row.map(|(name, last_n, trimmed_to, ended)| Found {
+        owner: Owner::new(key, &name),
+        project: String::new(),
+        last_n,
+        trimmed_to,
+        ended,
+    }))
+}
+
 /// Appends one event whatever the fence; `None` when the log has ended.
 pub async fn append_one(c: &mut Conn, key: Key, body: &[u8], last: bool) -> Result<Option<i64>, DbError> {
     let sql = "with grown as (

@@ -59,8 +59,11 @@ impl Follower {
     pub fn new(streams: Streams, found: &Found, start: Start, ending: Ending, now: fn() -> DateTime<Utc>) -> Self {
         let live = streams.hub.join(found.owner.key);
         let bell = live.listen();
-        let connected =
-            frame::unnumbered("connected", &json!({"project": found.project, "stream_id": &*found.owner.name}));
+        let mut hello = json!({"project": found.project, "stream_id": &*found.owner.name});
+        if found.project.is_empty() {
+            hello = json!({"stream_id": &*found.owner.name});
+        }
+        let connected = frame::unnumbered("connected", &hello);
         let at = match start {
             // One that has ended has nothing new but its end.
             Start::New if found.ended => found.last_n - 1,

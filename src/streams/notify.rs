@@ -1,7 +1,5 @@
-//! How other processes on the same database hear of new events: (log, newest number),
-//! collected and sent as one notification every few milliseconds on a connection of
-//! its own, never inside a business transaction. A notification is a hint; each
-//! process also looks for itself, because one can be missed.
+//! How other processes on the same database hear of new events: (log, newest number). News is
+//! a hint; each process also looks for itself, because one can be missed.
 
 use std::{
     collections::HashMap,
@@ -10,27 +8,26 @@ use std::{
     time::Duration,
 };
 
-use sqlx::postgres::PgListener;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use super::{Hub, Key};
-use crate::{database::Db, store};
+use crate::{
+    database::{Db, news::Ear},
+    store,
+};
 
-const CHANNEL: &str = "rdev_streams";
-/// How long news is collected before it is sent.
-const COLLECT: Duration = Duration::from_millis(15);
+pub const CHANNEL: &str = "rdev_streams";
 /// How often each followed log is looked at without having been told to.
 const LOOK: Duration = Duration::from_secs(1);
-/// A notification's payload must stay below 8,000 bytes.
+/// What fits a notification, at two numbers of 20 digits each.
 const NEWS_AT_ONCE: usize = 150;
 
 /// News to tell. Cheap to clone; telling never waits.
 #[derive(Clone, Default)]
 pub struct Outbox {
     news: Arc<Mutex<HashMap<Key, i64>>>,
-    some: Arc<Notify>,
+    pub some: Arc<Notify>,
 }
 
 impl Outbox {
@@ -42,74 +39,30 @@ impl Outbox {
         self.some.notify_one();
     }
 
-    fn take(&self) -> Vec<(Key, i64)> {
+    /// What there is to tell, as much as fits; the bell rings again where that was not all.
+    pub fn take(&self) -> Option<String> {
         let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
         let keys: Vec<Key> = news.keys().take(NEWS_AT_ONCE).copied().collect();
-        let taken = keys.into_iter().filter_map(|key| Some((key, news.remove(&key)?))).collect();
+        let mut text = String::new();
+        for (key, n) in keys.into_iter().filter_map(|key| Some((key, news.remove(&key)?))) {
+            write!(text, "{key}:{n} ").expect("writing to a String succeeds");
+        }
         if !news.is_empty() {
             self.some.notify_one();
         }
-        taken
+        (!text.is_empty()).then_some(text)
     }
 }
 
-/// Sends the news of this process until `stop`.
-pub async fn tell_others(db: Db, outbox: Outbox, me: Uuid, stop: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = outbox.some.notified() => {}
-        }
-        tokio::time::sleep(COLLECT).await;
-        let news = outbox.take();
-        if news.is_empty() {
-            continue;
-        }
-        let mut payload = me.to_string();
-        for (key, n) in news {
-            write!(payload, " {key}:{n}").expect("writing to a String succeeds");
-        }
-        // Lost news are found by the look that every process takes each second.
-        if let Err(error) = send(&db, &payload).await {
-            tracing::debug!(%error, "news of streams not sent");
-        }
-    }
-}
-
-async fn send(db: &Db, payload: &str) -> Result<(), crate::database::DbError> {
-    store::streams::notify(&mut db.conn().await?, CHANNEL, payload).await
-}
-
-/// Hears the news of other processes until `stop`.
-pub async fn hear_others(db: Db, hub: Hub, me: Uuid, stop: CancellationToken) {
-    while !stop.is_cancelled() {
-        let listened = tokio::select! {
-            () = stop.cancelled() => return,
-            outcome = listen(&db, &hub, me) => outcome,
-        };
-        if let Err(error) = listened {
-            tracing::debug!(%error, "listening for news of streams again in a second");
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-}
-
-async fn listen(db: &Db, hub: &Hub, me: Uuid) -> Result<(), sqlx::Error> {
-    let mut listener = PgListener::connect_with(db.pool()).await?;
-    listener.listen(CHANNEL).await?;
-    let mine = me.to_string();
-    loop {
-        let Some(news) = listener.try_recv().await? else { continue };
-        let mut words = news.payload().split(' ');
-        if words.next() == Some(mine.as_str()) {
-            continue;
-        }
-        for (key, n) in words.filter_map(|word| word.split_once(':')) {
+/// What is done with the news of others.
+pub fn ear(hub: Hub) -> Ear {
+    Arc::new(move |text| {
+        for (key, n) in text.split_ascii_whitespace().filter_map(|word| word.split_once(':')) {
             if let (Ok(key), Ok(n)) = (key.parse(), n.parse()) {
                 hub.ring(key, n);
             }
         }
-    }
+    })
 }
 
 /// Looks at every followed log each second until `stop`: the truth behind the hints.

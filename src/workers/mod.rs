@@ -3,6 +3,7 @@
 
 mod address;
 mod expiry;
+mod inventory;
 mod keys;
 mod queue;
 mod retention;
@@ -18,6 +19,7 @@ use crate::{domain::clock::Clock, error::Result, metrics::Metrics};
 pub use self::{
     address::Readdress,
     expiry::{CheckoutExpiry, SessionExpiry},
+    inventory::Inventory,
     keys::KeyUpkeep,
     queue::QueueGauge,
     retention::Retention,

@@ -1,13 +1,16 @@
-//! How many tasks there are, for the metrics.
+//! How many tasks there are, and where breakers stand, for the metrics.
 
 use std::time::Duration;
 
 use futures::{FutureExt as _, future::BoxFuture};
 
 use super::Chore;
-use crate::{error::Result, services::upkeep::Upkeep};
+use crate::{
+    error::Result,
+    services::{pool::Pool, upkeep::Upkeep},
+};
 
-pub struct QueueGauge(pub Upkeep);
+pub struct QueueGauge(pub Upkeep, pub Pool);
 
 impl Chore for QueueGauge {
     fn name(&self) -> &'static str {
@@ -19,6 +22,10 @@ impl Chore for QueueGauge {
     }
 
     fn run(&self) -> BoxFuture<'_, Result<()>> {
-        self.0.measure().boxed()
+        async {
+            self.1.measure();
+            self.0.measure().await
+        }
+        .boxed()
     }
 }

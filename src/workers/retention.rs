@@ -1,4 +1,4 @@
-//! What is kept for a time only: output, answers to idempotent requests, rows of
+//! What is kept for a time only: jobs that ended, output, answers to idempotent requests, rows of
 //! processes that ended, and what pushes left behind in repositories.
 
 use std::time::Duration;
@@ -6,9 +6,12 @@ use std::time::Duration;
 use futures::{FutureExt as _, future::BoxFuture};
 
 use super::Chore;
-use crate::{error::Result, services::upkeep::Upkeep};
+use crate::{
+    error::Result,
+    services::{jobs::Jobs, upkeep::Upkeep},
+};
 
-pub struct Retention(pub Upkeep);
+pub struct Retention(pub Upkeep, pub Jobs);
 
 impl Chore for Retention {
     fn name(&self) -> &'static str {
@@ -20,6 +23,10 @@ impl Chore for Retention {
     }
 
     fn run(&self) -> BoxFuture<'_, Result<()>> {
-        self.0.sweep().boxed()
+        async {
+            self.1.sweep().await?;
+            self.0.sweep().await
+        }
+        .boxed()
     }
 }

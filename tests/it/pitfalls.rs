@@ -196,7 +196,7 @@ async fn a_process_whose_row_was_taken_goes_on_under_another_id() {
     let app = TestApp::start().await;
     app.project("p").await;
     let db = Db::new(app.db().options(), 1);
-    let lease = Lease::new();
+    let lease = Lease::new(0);
     lease.register(&db).await.unwrap();
     let before = lease.id();
     app.db().run(&format!("delete from process where id = '{before}'")).await;

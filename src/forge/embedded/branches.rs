@@ -111,12 +111,6 @@ impl EmbeddedHost {
         self.outcome(project, &full, old, moved).await
     }
 
-    /// Sets any ref (`refs/…`, which the caller has made) whatever it was before.
-    pub async fn set_ref(&self, project: &str, full: &str, sha: &str) -> Result<(), GitError> {
-        let args = ["update-ref", "--end-of-options", full, sha];
-        self.run(project)?.args(args).ok().await.map(drop)
-    }
-
     /// Whether the branch has commits that `base` lacks.
     pub async fn is_ahead(&self, project: &str, branch: &str, base: &str) -> Result<bool, GitError> {
         let (branch, base) = self.both(project, branch, base).await?;

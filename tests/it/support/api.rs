@@ -23,6 +23,7 @@ pub struct Reply {
 
 impl Api {
     pub fn new(url: &str, credential: Option<&str>) -> Self {
+        rdev::app::choose_tls();
         let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build();
         Self {
             url: url.to_owned(),

@@ -1,0 +1,68 @@
+//! The look that every process takes again and again, and the truth behind all hints: what has
+//! come due moves to where it is claimed, what dead processes held is free again, and queues
+//! with something in them are marked.
+
+use std::time::Duration;
+
+use rand::RngExt as _;
+use tokio_util::sync::CancellationToken;
+
+use super::{Lane, Queue, lease};
+use crate::{database::DbError, domain::task::LEASE, store};
+
+/// Jittered, so that processes do not march in step.
+const LOOK_MS: std::ops::Range<u64> = 500..1000;
+/// Tasks that one statement moves.
+const MOVED_AT_ONCE: usize = 1000;
+/// Nothing is waited for more finely than this.
+const FINEST: Duration = Duration::from_millis(5);
+
+/// Looks until `stop`.
+pub async fn keep(queue: Queue, stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        queue.write_given_back().await;
+        let due = match look(&queue).await {
+            Ok(due) => due,
+            Err(error) => {
+                tracing::debug!(%error, "could not look for tasks");
+                None
+            }
+        };
+        let pause = Duration::from_millis(rand::rng().random_range(LOOK_MS));
+        let pause = due.map_or(pause, |due| due.clamp(FINEST, pause));
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = queue.look.notified() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+    queue.write_given_back().await;
+}
+
+/// One look. Answers when the next task comes due.
+async fn look(queue: &Queue) -> Result<Option<Duration>, DbError> {
+    let mut conn = queue.db.conn().await?;
+    loop {
+        let limit = i64::try_from(MOVED_AT_ONCE).unwrap_or(i64::MAX);
+        let (moved, count) = store::tasks::move_due(&mut conn, limit).await?;
+        for (lane, name) in moved {
+            if let Some(lane) = Lane::of(lane) {
+                queue.ready.mark_and_tell(lane, &name);
+            }
+        }
+        if count < MOVED_AT_ONCE {
+            break;
+        }
+    }
+    for process in store::processes::expired(&mut conn, LEASE.as_secs_f64()).await? {
+        let held = lease::bury(&queue.db, process, 1).await?;
+        tracing::info!(%process, held, "the lease of a process has run out: its tasks are free");
+    }
+    for (lane, name) in store::tasks::waiting_queues(&mut conn).await? {
+        if let Some(lane) = Lane::of(lane) {
+            queue.ready.mark(lane, &name);
+        }
+    }
+    let due = store::tasks::next_due_in(&mut conn).await?;
+    Ok(due.map(|seconds| Duration::from_secs_f64(seconds.max(0.0))))
+}

@@ -1,0 +1,143 @@
+//! The receivers of webhooks, by origin: how many calls each has under way, and its breaker.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+use crate::{
+    domain::{
+        breaker::{self, Breaker, Permit},
+        clock::Clock,
+    },
+    queue::Room,
+};
+
+/// Calls at once to one receiver.
+const AT_ONCE: usize = 4;
+/// Claimed for one receiver, those that wait for their turn included: the next is at hand when one ends.
+const HELD: usize = 8;
+/// Claimed in all.
+const TOTAL: usize = 1024;
+/// Receivers that are remembered although nothing is under way to them.
+const REMEMBERED: usize = 4096;
+
+pub struct Receivers {
+    known: Mutex<HashMap<String, Receiver>>,
+    freed: Notify,
+    clock: Clock,
+}
+
+struct Receiver {
+    held: usize,
+    turns: Arc<Semaphore>,
+    breaker: Breaker,
+}
+
+/// The right to call a receiver once, now.
+pub struct Turn<'a> {
+    receivers: &'a Receivers,
+    origin: String,
+    permit: Option<Permit>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Receivers {
+    pub fn new(clock: Clock) -> Self {
+        Self { known: Mutex::default(), freed: Notify::new(), clock }
+    }
+
+    /// One more was claimed for it.
+    pub fn enter(&self, origin: &str) {
+        self.with(origin, |receiver| receiver.held += 1);
+    }
+
+    /// What was claimed is over, or was let go of.
+    pub fn leave(&self, origin: &str) {
+        self.with(origin, |receiver| receiver.held = receiver.held.saturating_sub(1));
+        self.freed.notify_one();
+    }
+
+    /// Waits for a place; `None` where its breaker holds calls back.
+    pub async fn turn(&self, origin: &str) -> Option<Turn<'_>> {
+        let turns = self.with(origin, |receiver| receiver.turns.clone());
+        let place = turns.acquire_owned().await.ok()?;
+        let now = self.clock.now();
+        let permit = self.with(origin, |receiver| receiver.breaker.may_call(now)).ok()?;
+        Some(Turn { receivers: self, origin: origin.to_owned(), permit: Some(permit), _place: place })
+    }
+
+    /// Those that have failed lately.
+    pub fn circuits(&self) -> Vec<(String, breaker::Snapshot)> {
+        let now = self.clock.now();
+        let known = self.lock();
+        let mut found: Vec<_> = known
+            .iter()
+            .map(|(origin, receiver)| (format!("webhook {origin}"), receiver.breaker.snapshot(now)))
+            .filter(|(_, snapshot)| snapshot.failures > 0)
+            .collect();
+        found.sort_by(|(a, _), (b, _)| a.cmp(b));
+        found
+    }
+
+    fn with<T>(&self, origin: &str, look: impl FnOnce(&mut Receiver) -> T) -> T {
+        let mut known = self.lock();
+        if known.len() > REMEMBERED && !known.contains_key(origin) {
+            known.retain(|_, receiver| receiver.held > 0 || !receiver.breaker.is_untroubled());
+        }
+        look(known.entry(origin.to_owned()).or_insert_with(|| Receiver {
+            held: 0,
+            turns: Arc::new(Semaphore::new(AT_ONCE)),
+            breaker: Breaker::new(breaker::Rules::RECEIVER),
+        }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Receiver>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Room for Receivers {
+    fn total(&self) -> usize {
+        TOTAL.saturating_sub(self.lock().values().map(|receiver| receiver.held).sum())
+    }
+
+    fn of(&self, queues: &[String]) -> Vec<usize> {
+        let now = self.clock.now();
+        let known = self.lock();
+        let room = |origin: &String| {
+            let Some(receiver) = known.get(origin) else { return HELD };
+            match receiver.breaker.snapshot(now).state {
+                breaker::State::Closed => HELD.saturating_sub(receiver.held),
+                _ if receiver.breaker.would_probe(now) && receiver.held == 0 => 1,
+                _ => 0,
+            }
+        };
+        queues.iter().map(room).collect()
+    }
+
+    fn freed(&self) -> &Notify {
+        &self.freed
+    }
+}
+
+impl Turn<'_> {
+    /// The call was made, and the receiver answered as one does that is in order, or not.
+    pub fn went(mut self, well: bool) {
+        let now = self.receivers.clock.now();
+        let Some(permit) = self.permit.take() else { return };
+        self.receivers.with(&self.origin, |receiver| {
+            if well { receiver.breaker.succeeded(permit, now) } else { receiver.breaker.failed(permit, now) }
+        });
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if let Some(permit) = self.permit.take() {
+            self.receivers.with(&self.origin, |receiver| receiver.breaker.release(permit));
+        }
+    }
+}
