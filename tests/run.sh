@@ -23,6 +23,11 @@ as_owner "$bin/pg_ctl" -D "$data/db" -w -l "$data/log" -o "-c listen_addresses='
     -c full_page_writes=off -c max_connections=400" start >/dev/null
 export DATABASE_URL="postgres:///postgres?host=$data&user=postgres"
 
+clients="${CARGO_TARGET_DIR:-target}/test-clients"
+tests/clients/install.sh "$clients"
+RDEV_TEST_CLIENTS=$(cd "$clients" && pwd)
+export RDEV_TEST_CLIENTS
+
 cargo nextest run --locked --no-fail-fast "$@"
 if test $# = 0; then
     cargo test --locked --doc --quiet

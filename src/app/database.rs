@@ -77,7 +77,8 @@ pub fn options_of(info: &ConnectInfo) -> PgConnectOptions {
 }
 
 fn ours(options: PgConnectOptions) -> PgConnectOptions {
-    options.application_name("rdev")
+    // A process that stands still in the middle of a transaction must not hold its rows for ever.
+    options.application_name("rdev").options([("idle_in_transaction_session_timeout", "10s")])
 }
 
 async fn wait_for(db: &Db, waiting: impl Fn()) {

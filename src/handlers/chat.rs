@@ -65,6 +65,9 @@ fn pass(passed: Passed) -> Response {
     *response.status_mut() = status;
     let kind = passed.content_type.unwrap_or(HeaderValue::from_static("application/json"));
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    if let Some(after) = passed.retry_after {
+        response.headers_mut().insert(header::RETRY_AFTER, after);
+    }
     response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
     response
 }

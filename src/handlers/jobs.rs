@@ -86,8 +86,8 @@ pub fn routes(service: Service) -> Routes<Service> {
 /// Ollama's chat request, with what is rdev's own. What is not named here goes to the model as it came.
 #[derive(Deserialize, ToSchema)]
 struct SubmitJob {
-    #[serde(default)]
-    model: String,
+    #[schema(value_type = String)]
+    model: Option<String>,
     /// Ollama's messages.
     #[schema(value_type = Vec<Object>)]
     messages: Option<Box<RawValue>>,
@@ -195,9 +195,8 @@ fn holds_nul(value: &Value) -> bool {
 
 impl SubmitJob {
     fn submission(self, payload: bytes::Bytes) -> Result<Submission> {
-        if self.model.is_empty() {
-            return Err(Error::invalid("model is required"));
-        }
+        let model = self.model.filter(|model| !model.is_empty());
+        let model = model.ok_or_else(|| Error::invalid("model is required"))?;
         match self.messages.as_deref().map(RawValue::get) {
             None | Some("null") => return Err(Error::invalid("messages is required")),
             Some(list) if !list.starts_with('[') => return Err(Error::invalid("messages must be a list")),
@@ -212,7 +211,7 @@ impl SubmitJob {
                 .ok_or_else(|| Error::invalid("priority must be a whole number from 0 to 9"))?,
         };
         let webhook_url = self.state_webhook_url.filter(|url| !url.is_empty());
-        Ok(Submission { model: self.model, priority, webhook_url, payload })
+        Ok(Submission { model, priority, webhook_url, payload })
     }
 }
 

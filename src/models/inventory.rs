@@ -48,7 +48,7 @@ impl Upstreams {
         if self.has(model) {
             return Ok(true);
         }
-        self.refresh(FRESH).await;
+        self.refresh_for_unknown().await;
         if self.has(model) {
             return Ok(true);
         }
@@ -57,6 +57,11 @@ impl Upstreams {
             return Err(Error::unavailable("the model upstream", format!("{unheard} never listed their models")));
         }
         Ok(false)
+    }
+
+    /// A name is not known: asks, unless that was done a moment ago.
+    pub(super) async fn refresh_for_unknown(&self) {
+        self.refresh(FRESH).await;
     }
 
     /// Asks again for what is old.

@@ -28,6 +28,7 @@ const LINE_MAX: usize = 1 << 20;
 pub struct Passed {
     pub status: u16,
     pub content_type: Option<HeaderValue>,
+    pub retry_after: Option<HeaderValue>,
     pub body: BoxStream<'static, io::Result<Bytes>>,
 }
 
@@ -87,6 +88,9 @@ impl Upstreams {
 
     /// To the upstreams that have the model, then to the others, until one takes it.
     async fn send(&self, path: &str, model: &str, body: Bytes) -> Result<Passed> {
+        if self.inner.urls.len() > 1 && !self.has(model) {
+            self.refresh_for_unknown().await;
+        }
         let mut last = None;
         for index in self.in_order(model) {
             let request = self.inner.client.post(self.url(index, path));
@@ -135,7 +139,7 @@ impl Upstreams {
         }
         let body = Bytes::from(json!({"models": models}).to_string());
         let content_type = Some(HeaderValue::from_static("application/json"));
-        Ok(Passed { status: 200, content_type, body: stream::once(async { Ok(body) }).boxed() })
+        Ok(Passed { status: 200, content_type, retry_after: None, body: stream::once(async { Ok(body) }).boxed() })
     }
 
     async fn get(&self, index: usize, path: &str) -> std::result::Result<reqwest::Response, reqwest::Error> {
@@ -147,6 +151,7 @@ fn pass(response: reqwest::Response) -> Passed {
     Passed {
         status: response.status().as_u16(),
         content_type: response.headers().get(header::CONTENT_TYPE).cloned(),
+        retry_after: response.headers().get(header::RETRY_AFTER).cloned(),
         body: response.bytes_stream().map(|part| part.map_err(io::Error::other)).boxed(),
     }
 }

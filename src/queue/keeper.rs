@@ -54,14 +54,17 @@ async fn look(queue: &Queue) -> Result<Option<Duration>, DbError> {
             break;
         }
     }
-    for process in store::processes::expired(&mut conn, LEASE.as_secs_f64()).await? {
-        let held = lease::bury(&queue.db, process, 1).await?;
-        tracing::info!(%process, held, "the lease of a process has run out: its tasks are free");
-    }
     for (lane, name) in store::tasks::waiting_queues(&mut conn).await? {
         if let Some(lane) = Lane::of(lane) {
             queue.ready.mark(lane, &name);
         }
+    }
+    for process in store::processes::expired(&mut conn, LEASE.as_secs_f64()).await? {
+        match lease::bury(&queue.db, process, 1).await {
+            Ok(held) => tracing::info!(%process, held, "the lease of a process has run out: its tasks are free"),
+            Err(error) => tracing::warn!(%error, %process, "a dead process is not buried yet"),
+        }
+        queue.look.notify_one();
     }
     let due = store::tasks::next_due_in(&mut conn).await?;
     Ok(due.map(|seconds| Duration::from_secs_f64(seconds.max(0.0))))

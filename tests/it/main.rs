@@ -13,12 +13,15 @@
 
 mod support;
 
+mod chat;
 mod checkouts;
+mod clients;
 mod commands;
 mod crash;
 mod git;
 mod http;
 mod idempotency;
+mod jobs;
 mod keys;
 mod limits;
 mod ops;
@@ -27,3 +30,5 @@ mod projects;
 mod sessions;
 mod streams;
 mod tickets;
+mod webhooks;
+mod workers;

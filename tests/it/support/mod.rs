@@ -13,7 +13,9 @@ pub mod git;
 mod proxy;
 pub mod raw;
 pub mod server;
+pub mod sink;
 pub mod sse;
+pub mod upstream;
 
 use std::time::Duration;
 
@@ -24,7 +26,9 @@ pub use self::{
     git::Clone as GitClone,
     proxy::Proxy,
     server::Server,
+    sink::{Answer, Gate, Sink},
     sse::{Event, Events},
+    upstream::{Chat, Upstream},
 };
 
 /// Longest that anything is waited for. Reached only by a test that fails.
