@@ -1,181 +1,142 @@
-//! A chat with one upstream for a job: the request, the tokens as they come, the whole at the
-//! end, and what a failure means for another try.
+//! A call that failed: what is said of it to users, and whether another attempt may help.
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{StatusCode, header};
+use reqwest::{Response, header};
 use serde_json::Value;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
-use super::Seat;
-use crate::domain::{
-    backoff,
-    chat::{Answer, Wrong},
-    durations,
-};
+use super::{report::Report, upstream::Unanswered};
+use crate::domain::{backoff, chat::Wrong, clock::Clock};
 
-/// What is kept of an upstream's words about a failure.
-const WORDS_MAX: usize = 2 << 10;
-/// Most that is read of an answer that is an error.
-const ERROR_MAX: usize = 64 << 10;
+/// Bytes of upstream's own words that are passed on.
+const WORDS_MAX: usize = 2048;
+/// Bytes of a refusal that are read, and for how long.
+const REFUSAL_MAX: usize = 64 * 1024;
+const REFUSAL_WAIT: Duration = Duration::from_secs(5);
 
-/// Why an attempt failed, and what to do about it.
+/// Why there is no answer. The message is for users: it holds no address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CallError {
-    /// For the job's owner: no address in it.
     pub message: String,
-    /// Worth another try, after what upstream asks for; `None` where that would fail the same way.
-    pub retry: Option<Option<Duration>>,
-    /// Upstream does not have the model.
+    pub retry: Retry,
+    /// Upstream has not this model. Another one may have it.
     pub model_missing: bool,
 }
 
-/// What came of an answer.
-#[derive(Debug, PartialEq)]
-pub enum Step {
-    Tokens(Vec<String>),
-    /// The final object with the whole message.
-    Done(Value),
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    /// Another attempt may help, after what upstream asked for.
+    Later(Option<Duration>),
+    /// It would fail the same way.
+    Never,
 }
 
-/// An answer under way. Dropped, it is cut off at upstream.
-pub struct ChatStream<'a> {
-    seat: &'a Seat,
-    response: reqwest::Response,
-    answer: Answer,
-    until: Instant,
-    timeout: Duration,
-    over: bool,
-}
-
-impl Seat {
-    /// Sends a request that asks for a stream. All of it ends after `timeout`.
-    ///
-    /// # Errors
-    /// See [`CallError`].
-    pub async fn chat(&self, body: Bytes, timeout: Duration) -> Result<ChatStream<'_>, CallError> {
-        let until = Instant::now() + timeout;
-        let url = self.upstreams.url(self.index, "/api/chat");
-        let request = self.upstreams.inner.client.post(url).header(header::CONTENT_TYPE, "application/json").body(body);
-        let response = match tokio::time::timeout_at(until, request.send()).await {
-            Err(_) => return Err(self.unwell(CallError::timeout(timeout))),
-            Ok(Err(error)) => return Err(self.unwell(CallError::out_of_reach(&error))),
-            Ok(Ok(response)) => response,
-        };
-        if !response.status().is_success() {
-            return Err(self.refused(response, until).await);
+impl Retry {
+    /// What `then` makes of the wait that upstream asked for, where another attempt may help.
+    pub fn map<T>(self, then: impl FnOnce(Option<Duration>) -> T) -> Option<T> {
+        match self {
+            Self::Later(asked) => Some(then(asked)),
+            Self::Never => None,
         }
-        Ok(ChatStream { seat: self, response, answer: Answer::default(), until, timeout, over: false })
-    }
-
-    async fn refused(&self, mut response: reqwest::Response, until: Instant) -> CallError {
-        let status = response.status();
-        let asked = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
-        let after = asked.and_then(|text| backoff::retry_after(text, self.upstreams.inner.clock.now()));
-        let mut text = Vec::new();
-        while text.len() < ERROR_MAX
-            && let Ok(Ok(Some(more))) = tokio::time::timeout_at(until, response.chunk()).await
-        {
-            text.extend_from_slice(&more);
-        }
-        self.report(!status.is_server_error());
-        let model_missing = status == StatusCode::NOT_FOUND;
-        if model_missing {
-            self.upstreams.with(self.index, |server| server.models.as_mut().map(|models| models.remove(&self.model)));
-        }
-        let again = status.is_server_error() || matches!(status.as_u16(), 408 | 425 | 429);
-        let message = format!("the model upstream answered {}: {}", status.as_u16(), words(&text));
-        CallError { message, retry: again.then_some(after), model_missing }
-    }
-
-    fn unwell(&self, error: CallError) -> CallError {
-        self.report(false);
-        error
-    }
-}
-
-impl ChatStream<'_> {
-    /// The next tokens, or the end. `None` after it.
-    ///
-    /// # Errors
-    /// See [`CallError`]. An answer cut off before `"done": true` is one.
-    pub async fn next(&mut self) -> Result<Option<Step>, CallError> {
-        while !self.over {
-            if let Some(whole) = self.answer.whole() {
-                return Ok(Some(self.done(whole)));
-            }
-            let more = match tokio::time::timeout_at(self.until, self.response.chunk()).await {
-                Err(_) => return Err(self.seat.unwell(CallError::timeout(self.timeout))),
-                Ok(Err(_)) => return Err(self.seat.unwell(CallError::broken())),
-                Ok(Ok(more)) => more,
-            };
-            let fed = self.answer.feed(more.as_deref().unwrap_or(b"\n"));
-            let tokens = fed.map_err(|wrong| self.wrong(&wrong))?;
-            if !tokens.is_empty() {
-                return Ok(Some(Step::Tokens(tokens)));
-            }
-            if more.is_none() && !self.answer.is_done() {
-                return Err(self.seat.unwell(CallError::broken()));
-            }
-        }
-        Ok(None)
-    }
-
-    fn done(&mut self, whole: Value) -> Step {
-        self.over = true;
-        self.seat.report(true);
-        let model = self.seat.model.clone();
-        self.seat.upstreams.with(self.seat.index, |server| server.loaded.insert(model));
-        Step::Done(whole)
-    }
-
-    /// It answered, so it is well; its answer is not.
-    fn wrong(&self, wrong: &Wrong) -> CallError {
-        self.seat.report(true);
-        let message = match wrong {
-            Wrong::Error(text) => format!("the model upstream reported an error: {}", words(text.as_bytes())),
-            other => other.to_string(),
-        };
-        CallError { message, retry: Some(None), model_missing: false }
     }
 }
 
 impl CallError {
-    /// Another try would fail the same way.
-    pub fn never(message: String) -> Self {
-        Self { message, retry: None, model_missing: false }
+    pub fn never(message: impl Into<String>) -> Self {
+        Self { message: message.into(), retry: Retry::Never, model_missing: false }
     }
 
-    /// The answer ended too early.
+    pub fn later(message: impl Into<String>) -> Self {
+        Self { message: message.into(), retry: Retry::Later(None), model_missing: false }
+    }
+
+    /// The answer ended before it was done.
     pub fn broken() -> Self {
-        Self::again("the model upstream broke off its answer".to_owned())
+        Self::later("the model upstream's answer broke off before it was done")
     }
 
-    fn timeout(after: Duration) -> Self {
-        Self::again(format!("the model upstream did not finish within {}", durations::format_short(after)))
+    pub(super) fn timeout(after: Duration) -> Self {
+        Self::later(format!("the model upstream's answer was not done within {after:?}"))
     }
 
-    fn out_of_reach(error: &reqwest::Error) -> Self {
-        tracing::debug!(%error, "a model upstream is out of reach");
-        let what = if error.is_connect() { "could not be reached" } else { "broke off the connection" };
-        Self::again(format!("the model upstream {what}"))
+    pub(super) fn held_back() -> Self {
+        Self::later("the model upstream has failed too often, it is left alone for a while")
     }
 
-    fn again(message: String) -> Self {
-        Self { message, retry: Some(None), model_missing: false }
+    /// Before the answer began.
+    pub(super) fn unanswered(error: &Unanswered) -> Self {
+        let what = if error.unsent { "is out of reach" } else { "did not answer" };
+        Self::later(format!("the model upstream {what}: {}", error.why))
+    }
+
+    /// What is wrong with the lines of an answer.
+    pub(super) fn wrong(wrong: &Wrong) -> Self {
+        let message = one_line(&wrong.to_string());
+        match wrong {
+            Wrong::Error(_) | Wrong::Nonsense => Self::later(message),
+            Wrong::TooLong => Self::never(message),
+        }
     }
 }
 
-/// Upstream's own words: the text of an error object, on one line, bounded.
-fn words(text: &[u8]) -> String {
-    let value: Option<Value> = serde_json::from_slice(text).ok();
-    let told = value.as_ref().and_then(|value| value.get("error")?.as_str());
-    let text = told.map_or_else(|| String::from_utf8_lossy(text).into_owned(), str::to_owned);
-    let mut line = text.split_whitespace().collect::<Vec<_>>().join(" ").replace('\0', "");
-    if line.len() > WORDS_MAX {
-        line.truncate(line.floor_char_boundary(WORDS_MAX));
-        line.push('…');
+/// Another answer than 200: reported, and in upstream's own words.
+pub async fn refusal(mut response: Response, report: &mut Report, clock: &Clock, deadline: Instant) -> CallError {
+    let status = response.status().as_u16();
+    match status {
+        404 => report.lacks_model(),
+        500.. => report.failed(),
+        _ => report.answered(),
     }
-    if line.is_empty() { "no reason given".to_owned() } else { line }
+    let retry_after = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+    let asked = retry_after.and_then(|value| backoff::retry_after(value, clock.now()));
+    let mut said = Vec::new();
+    let reading = async {
+        while let (true, Ok(Some(chunk))) = (said.len() < REFUSAL_MAX, response.chunk().await) {
+            said.extend_from_slice(&chunk);
+        }
+    };
+    // What came counts, however it goes on.
+    let _cut_short = timeout_at(deadline.min(Instant::now() + REFUSAL_WAIT), reading).await;
+    let words = words(&said);
+    let message = format!("the model upstream answered {status}{}{words}", if words.is_empty() { "" } else { ": " });
+    let retry = match status {
+        408 | 425 | 429 | 500.. => Retry::Later(asked),
+        _ => Retry::Never,
+    };
+    CallError { message, retry, model_missing: status == 404 }
+}
+
+/// Ollama's `{"error": …}`, else the text as it is.
+fn words(said: &[u8]) -> String {
+    let error = serde_json::from_slice::<Value>(said).ok().and_then(|mut said| match said.get_mut("error")?.take() {
+        Value::String(text) => Some(text),
+        Value::Object(object) => Some(object.get("message")?.as_str()?.to_owned()),
+        _ => None,
+    });
+    one_line(&error.unwrap_or_else(|| String::from_utf8_lossy(said).into_owned()))
+}
+
+/// Without line breaks and other controls, and not too long.
+fn one_line(text: &str) -> String {
+    let words: Vec<&str> = text.split(|c: char| c.is_control() || c == ' ').filter(|word| !word.is_empty()).collect();
+    let mut line = words.join(" ");
+    line.truncate(line.floor_char_boundary(WORDS_MAX));
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn upstreams_words_are_one_short_line() {
+        assert_eq!(words(br#"{"error":"out of\n\n  memory\u0000"}"#), "out of memory");
+        assert_eq!(words(br#"{"error":{"message":"no"}}"#), "no");
+        assert_eq!(words(b"404 page\r\nnot found\n"), "404 page not found");
+        assert_eq!(words(b""), "");
+        let long = words("é".repeat(4000).as_bytes());
+        assert_eq!(long.len(), WORDS_MAX);
+        assert_eq!(words("aé".repeat(4000).as_bytes()).len(), WORDS_MAX - 1, "no character is cut in two");
+    }
 }

@@ -1,111 +1,181 @@
-//! Which models there are, and which are loaded. Asked again now and then, and once when a name
-//! is not known: one asking for any number of requests at once, and none within two seconds of
-//! the last.
+//! What models there are, and which are loaded. It is looked up when a name is not known, once
+//! for all who ask at the same time, and now and then besides; an upstream that does not answer
+//! keeps what it was known to have.
 
 use std::{collections::HashSet, time::Duration};
 
 use futures::future::join_all;
 use serde::Deserialize;
-use tokio::{sync::Mutex, time::Instant};
+use tokio::time::Instant;
 
-use super::Upstreams;
+use super::{Upstreams, upstream::Upstream};
 use crate::{
-    domain::chat,
+    domain::chat::model_name,
     error::{Error, Result},
 };
 
-/// An upstream that does not list its models in so long is out of reach.
-const ANSWER: Duration = Duration::from_secs(5);
-/// After an asking, unknown names are taken for unknown for so long.
-const FRESH: Duration = Duration::from_secs(2);
-/// What is older is asked for again in the background.
-const STALE: Duration = Duration::from_secs(30);
+/// A name that is not known is not looked up again so soon after the last time.
+const AGAIN: Duration = Duration::from_secs(2);
+/// What is older is looked up without anybody asking.
+const STALE: Duration = Duration::from_secs(20);
+/// Names remembered as missing where it is not known what there is.
+const MISSING_MAX: usize = 1000;
 
-/// When was asked last; held while somebody asks.
+/// Of one upstream. Names are whole names.
 #[derive(Default)]
-pub struct Refreshing(Mutex<Option<Instant>>);
-
-#[derive(Deserialize)]
-struct Listed {
-    #[serde(default)]
-    models: Vec<Named>,
+pub struct Inventory {
+    /// `None` until it was looked at.
+    models: Option<HashSet<String>>,
+    loaded: HashSet<String>,
+    /// Until it was looked at: what it was found not to have.
+    missing: HashSet<String>,
 }
 
-#[derive(Deserialize)]
-struct Named {
-    #[serde(default)]
-    name: String,
-    #[serde(default)]
-    model: String,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Has {
+    Yes,
+    /// It was never asked what it has.
+    Perhaps,
+    No,
+}
+
+impl Inventory {
+    pub fn has(&self, model: &str) -> Has {
+        match &self.models {
+            Some(models) if models.contains(model) => Has::Yes,
+            None if !self.missing.contains(model) => Has::Perhaps,
+            _ => Has::No,
+        }
+    }
+
+    pub fn has_loaded(&self, model: &str) -> bool {
+        self.loaded.contains(model)
+    }
+
+    pub fn is_unknown(&self) -> bool {
+        self.models.is_none()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.models.as_ref().is_none_or(HashSet::is_empty)
+    }
+
+    /// It said itself that it has not.
+    pub fn lacks(&mut self, model: &str) {
+        self.loaded.remove(model);
+        match &mut self.models {
+            Some(models) => drop(models.remove(model)),
+            None if self.missing.len() < MISSING_MAX => drop(self.missing.insert(model.to_owned())),
+            None => {}
+        }
+    }
+
+    /// It has just used it.
+    pub fn loads(&mut self, model: &str) {
+        if self.has(model) == Has::Yes {
+            self.loaded.insert(model.to_owned());
+        }
+    }
+
+    fn replace(&mut self, models: HashSet<String>) {
+        self.models = Some(models);
+        self.missing.clear();
+    }
 }
 
 impl Upstreams {
-    /// Whether an upstream has the model; asked for once where it is not known.
+    /// Whether an upstream has the model. A name that is not known is looked up, unless that was
+    /// done a moment ago.
     ///
     /// # Errors
-    /// 503 where that cannot be told because an upstream is out of reach.
+    /// Nobody can tell: what might have it is out of reach.
     pub async fn knows(&self, model: &str) -> Result<bool> {
-        if self.has(model) {
+        let model = model_name(model);
+        if self.surely_has(&model) {
             return Ok(true);
         }
-        self.refresh_for_unknown().await;
-        if self.has(model) {
+        self.look(AGAIN).await;
+        if self.surely_has(&model) {
             return Ok(true);
         }
-        let unheard = self.servers().iter().filter(|server| server.models.is_none()).count();
-        if unheard > 0 {
-            return Err(Error::unavailable("the model upstream", format!("{unheard} never listed their models")));
+        let standings = self.inner.standings();
+        let unknown = standings.iter().any(|standing| standing.inventory.is_unknown());
+        let nothing = standings.iter().all(|standing| standing.inventory.is_empty() && standing.up != Some(true));
+        if self.is_configured() && (unknown || nothing) {
+            return Err(Error::unavailable("the model upstream", "its inventory could not be read"));
         }
         Ok(false)
     }
 
-    /// A name is not known: asks, unless that was done a moment ago.
-    pub(super) async fn refresh_for_unknown(&self) {
-        self.refresh(FRESH).await;
+    /// Whether an upstream has the model, or may have, as far as is known.
+    pub fn has(&self, model: &str) -> bool {
+        let model = model_name(model);
+        self.inner.standings().iter().any(|standing| standing.inventory.has(&model) != Has::No)
     }
 
-    /// Asks again for what is old.
+    /// Looks up what has not been for a while. To be called every few seconds.
     pub async fn refresh_stale(&self) {
-        if self.is_configured() {
-            // With one upstream it does not matter what is loaded where.
-            self.refresh(if self.inner.urls.len() > 1 { STALE / 6 } else { STALE }).await;
+        let unknown = self.inner.standings().iter().any(|standing| standing.inventory.is_unknown());
+        let looked = self.look(if unknown { AGAIN } else { STALE }).await;
+        // Which of several has a model loaded decides where a job goes.
+        if !looked && self.inner.upstreams.len() > 1 {
+            join_all((0..self.inner.upstreams.len()).map(|at| self.look_at_loaded(at))).await;
         }
-    }
-
-    /// Asks all upstreams, unless that was done less than `fresh` ago; whoever comes meanwhile waits
-    /// for the same answer.
-    async fn refresh(&self, fresh: Duration) {
-        let mut asked = self.inner.refreshing.0.lock().await;
-        if asked.is_some_and(|at| at.elapsed() < fresh) {
-            return;
-        }
-        join_all((0..self.inner.urls.len()).map(|index| self.refresh_one(index))).await;
-        *asked = Some(Instant::now());
-    }
-
-    /// One that does not answer keeps what was known of it.
-    async fn refresh_one(&self, index: usize) {
-        let (models, loaded) = tokio::join!(self.listed(index, "/api/tags"), self.listed(index, "/api/ps"));
-        self.with(index, |server| {
-            server.up = Some(models.is_ok());
-            match models {
-                Ok(models) => server.models = Some(models),
-                Err(error) => tracing::debug!(%error, index, "an upstream does not list its models"),
-            }
-            if let Ok(loaded) = loaded {
-                server.loaded = loaded;
-            }
-        });
-        // Models that are new may have room.
+        // A breaker may have become ready for its probe.
         self.inner.freed.notify_one();
     }
 
-    async fn listed(&self, index: usize, path: &str) -> std::result::Result<HashSet<String>, String> {
-        let answer = self.inner.client.get(self.url(index, path)).timeout(ANSWER).send().await;
-        let answer = answer.and_then(reqwest::Response::error_for_status).map_err(|error| error.to_string())?;
-        let bytes = answer.bytes().await.map_err(|error| error.to_string())?;
-        let listed: Listed = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
-        let names = listed.models.into_iter().map(|one| if one.name.is_empty() { one.model } else { one.name });
-        Ok(names.filter(|name| !name.is_empty()).map(|name| chat::model_name(&name).into_owned()).collect())
+    pub(super) fn surely_has(&self, model: &str) -> bool {
+        self.inner.standings().iter().any(|standing| standing.inventory.has(model) == Has::Yes)
     }
+
+    /// Looks everywhere, unless somebody did meanwhile, or less than `age` ago; whether it did.
+    /// Dropped half-way, the next who waits begins anew.
+    async fn look(&self, age: Duration) -> bool {
+        let asked = Instant::now();
+        let mut looked = self.inner.looked.lock().await;
+        if looked.is_some_and(|at| at >= asked || at.elapsed() < age) {
+            return false;
+        }
+        join_all((0..self.inner.upstreams.len()).map(|at| async move {
+            tokio::join!(self.look_at_all(at), self.look_at_loaded(at));
+        }))
+        .await;
+        *looked = Some(Instant::now());
+        self.inner.freed.notify_one();
+        true
+    }
+
+    async fn look_at_all(&self, at: usize) {
+        let models = names(&self.inner.upstreams[at], "/api/tags", self.inner.timeouts.list).await;
+        self.inner.found(at, models.is_some());
+        if let Some(models) = models {
+            self.inner.standings()[at].inventory.replace(models);
+        }
+    }
+
+    async fn look_at_loaded(&self, at: usize) {
+        if let Some(loaded) = names(&self.inner.upstreams[at], "/api/ps", self.inner.timeouts.list).await {
+            self.inner.standings()[at].inventory.loaded = loaded;
+        }
+    }
+}
+
+/// The models of a list; `None` where no list came.
+async fn names(upstream: &Upstream, path: &str, within: Duration) -> Option<HashSet<String>> {
+    let answer = upstream.ask(path, None, within).await.ok().filter(|answer| answer.status == 200)?;
+    let list: List = serde_json::from_slice(&answer.body).ok()?;
+    let names = list.models.unwrap_or_default().into_iter().flat_map(|entry| [entry.name, entry.model]);
+    Some(names.flatten().map(|name| model_name(&name).into_owned()).collect())
+}
+
+#[derive(Deserialize)]
+struct List {
+    models: Option<Vec<Entry>>,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    name: Option<String>,
+    model: Option<String>,
 }

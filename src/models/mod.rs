@@ -1,33 +1,38 @@
-//! Model upstreams: Ollama-compatible servers. Each has its own inventory, its own share of the
-//! slots of this process and its own breaker, so that one that hangs takes none but its own work
-//! with it. Nothing here names an address to a client.
+//! Model upstreams: Ollama-compatible servers that jobs and conversations are sent to. Each has
+//! its own inventory, seats and breaker, so that one which hangs or is gone holds up nobody
+//! else. Nothing of a caller reaches them but the body of the request; nothing of where they
+//! are reaches a caller.
 
 mod call;
+mod chat;
+
 mod inventory;
+mod lists;
 mod pass;
+mod report;
+mod seats;
+mod upstream;
 
 use std::{
-    collections::HashSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 use url::Url;
 
+use self::{inventory::Inventory, upstream::Upstream};
 use crate::domain::{
-    breaker::{self, Breaker, Permit},
-    chat,
+    breaker::{Breaker, Rules, Snapshot},
     clock::Clock,
 };
 
 pub use self::{
-    call::{CallError, ChatStream, Step},
+    call::{CallError, Retry},
+    chat::{ChatStream, Step},
     pass::Passed,
+    seats::Seat,
 };
-
-/// Longest that a connection may take.
-const CONNECT: Duration = Duration::from_secs(5);
 
 /// All upstreams of this process. Cheap to clone.
 #[derive(Clone)]
@@ -36,186 +41,113 @@ pub struct Upstreams {
 }
 
 struct Inner {
-    client: reqwest::Client,
-    clock: Clock,
-    urls: Vec<Url>,
-    /// Of the process.
+    upstreams: Vec<Upstream>,
+    /// Jobs at once, over all of them.
     slots: usize,
-    servers: Mutex<Vec<Server>>,
+    /// Of each of them, so that one that hangs never takes all.
+    share: usize,
+    clock: Clock,
+    timeouts: Timeouts,
+    standings: Mutex<Vec<Standing>>,
+    /// When the inventories were looked at last. Held while somebody looks.
+    looked: tokio::sync::Mutex<Option<Instant>>,
+    /// Rings when a seat may be had that could not before.
     freed: Arc<Notify>,
-    refreshing: inventory::Refreshing,
 }
 
-/// What is known of one upstream.
-struct Server {
-    /// `None` until it has answered once.
-    models: Option<HashSet<String>>,
-    loaded: HashSet<String>,
+/// How one of them stands.
+struct Standing {
+    inventory: Inventory,
+    /// Seats taken.
     used: usize,
     breaker: Breaker,
-    /// Whether it answered the last time.
+    /// As it was found last.
     up: Option<bool>,
 }
 
-/// A slot of an upstream, taken until it is dropped.
-pub struct Seat {
-    upstreams: Upstreams,
-    index: usize,
-    model: String,
-    permit: Mutex<Option<Permit>>,
+/// How long an upstream is waited for, but in a chat.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    pub connect: Duration,
+    /// For what it has, what it has loaded, and its version.
+    pub list: Duration,
+    /// For what it knows of a model.
+    pub show: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { connect: Duration::from_secs(5), list: Duration::from_secs(5), show: Duration::from_secs(15) }
+    }
 }
 
 impl Upstreams {
-    /// # Errors
-    /// When the HTTP client cannot be made.
+    /// With `slots` seats in all. A rustls provider must be installed.
     pub fn new(urls: Vec<Url>, slots: usize, clock: Clock) -> Result<Self, String> {
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT)
-            .tcp_keepalive(Duration::from_secs(30))
-            .user_agent(concat!("rdev/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| format!("the HTTP client for model upstreams could not be made: {error}"))?;
-        let server = |_: &Url| Server {
-            models: None,
-            loaded: HashSet::new(),
-            used: 0,
-            breaker: Breaker::new(breaker::Rules::UPSTREAM),
-            up: None,
+        Self::build(urls, slots, clock, Timeouts::default())
+    }
+
+    fn build(urls: Vec<Url>, slots: usize, clock: Clock, timeouts: Timeouts) -> Result<Self, String> {
+        let share = slots.div_ceil(urls.len().max(1)).max(1);
+        let upstreams = upstream::open(urls, timeouts.connect)?;
+        let standings = upstreams.iter().map(|_| Standing::new()).collect();
+        let inner = Inner {
+            upstreams,
+            slots,
+            share,
+            clock,
+            timeouts,
+            standings: Mutex::new(standings),
+            looked: tokio::sync::Mutex::default(),
+            freed: Arc::default(),
         };
-        let servers = Mutex::new(urls.iter().map(server).collect());
-        let (freed, refreshing) = (Arc::default(), inventory::Refreshing::default());
-        Ok(Self { inner: Arc::new(Inner { client, clock, urls, slots, servers, freed, refreshing }) })
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     pub fn is_configured(&self) -> bool {
-        !self.inner.urls.is_empty()
+        !self.inner.upstreams.is_empty()
     }
 
-    /// Takes a slot for a job: of an upstream that has the model, or of any where none is known to
-    /// have it and so will say so itself. One that has it loaded comes first, then the least busy.
-    pub fn seat(&self, model: &str) -> Option<Seat> {
-        let now = self.inner.clock.now();
-        let share = self.share();
-        let mut servers = self.servers();
-        if servers.iter().map(|server| server.used).sum::<usize>() >= self.inner.slots {
-            return None;
-        }
-        let mut fitting = candidates(&servers, model);
-        fitting.retain(|index| servers[*index].used < share);
-        fitting.sort_by_key(|index| (!servers[*index].loaded.contains(model), servers[*index].used));
-        for index in fitting {
-            if let Ok(permit) = servers[index].breaker.may_call(now) {
-                servers[index].used += 1;
-                let permit = Mutex::new(Some(permit));
-                return Some(Seat { upstreams: self.clone(), index, model: model.to_owned(), permit });
-            }
-        }
-        None
-    }
-
-    /// How many more jobs of each of these models could begin now.
-    pub fn room(&self, models: &[String]) -> Vec<usize> {
-        let now = self.inner.clock.now();
-        let share = self.share();
-        let servers = self.servers();
-        let free = |index: &usize| {
-            let server = &servers[*index];
-            match server.breaker.snapshot(now).state {
-                breaker::State::Closed => share.saturating_sub(server.used),
-                _ if server.breaker.would_probe(now) && server.used < share => 1,
-                _ => 0,
-            }
-        };
-        models.iter().map(|model| candidates(&servers, model).iter().map(free).sum()).collect()
-    }
-
-    pub fn total_free(&self) -> usize {
-        self.inner.slots.saturating_sub(self.servers().iter().map(|server| server.used).sum())
-    }
-
-    /// Rings when a slot is free again.
-    pub fn freed(&self) -> Arc<Notify> {
-        self.inner.freed.clone()
-    }
-
-    /// Whether an upstream is known to have the model.
-    pub fn has(&self, model: &str) -> bool {
-        let name = chat::model_name(model);
-        self.servers().iter().any(|server| server.has(&name))
-    }
-
-    /// Name and condition of each breaker.
-    pub fn circuits(&self) -> Vec<(String, breaker::Snapshot)> {
-        let now = self.inner.clock.now();
-        let named = |(n, server): (usize, &Server)| {
-            let name = if n == 0 { "model_upstream".to_owned() } else { format!("model_upstream_{}", n + 1) };
-            (name, server.breaker.snapshot(now))
-        };
-        self.servers().iter().enumerate().map(named).collect()
-    }
-
-    /// Whether any answered the last time; `None` where none was asked yet.
+    /// Whether one of them is up, as they were found last; `None` before anything is known.
     pub fn is_up(&self) -> Option<bool> {
-        self.servers().iter().filter_map(|server| server.up).reduce(|any, one| any || one)
+        let standings = self.inner.standings();
+        let mut known = standings.iter().filter_map(|standing| standing.up).peekable();
+        known.peek()?;
+        Some(known.any(|up| up))
     }
 
-    /// An even share of the process's slots, so that one that hangs cannot take them all.
-    fn share(&self) -> usize {
-        self.inner.slots.div_ceil(self.inner.urls.len().max(1)).max(1)
-    }
-
-    fn url(&self, index: usize, path: &str) -> String {
-        format!("{}{path}", self.inner.urls[index].as_str().trim_end_matches('/'))
-    }
-
-    fn with<T>(&self, index: usize, look: impl FnOnce(&mut Server) -> T) -> T {
-        look(&mut self.servers()[index])
-    }
-
-    fn servers(&self) -> MutexGuard<'_, Vec<Server>> {
-        self.inner.servers.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Their breakers, under names that hold no address.
+    pub fn circuits(&self) -> Vec<(String, Snapshot)> {
+        let now = self.inner.clock.now();
+        let standings = self.inner.standings();
+        let shown =
+            |(at, standing): (usize, &Standing)| (self.inner.upstreams[at].name(), standing.breaker.snapshot(now));
+        standings.iter().enumerate().map(shown).collect()
     }
 }
 
-impl Server {
-    fn has(&self, model: &str) -> bool {
-        self.models.as_ref().is_some_and(|models| models.contains(model))
+impl Inner {
+    /// A panic while the lock was held leaves nothing half-done here.
+    fn standings(&self) -> MutexGuard<'_, Vec<Standing>> {
+        self.standings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn found(&self, at: usize, up: bool) {
+        let before = self.standings()[at].up.replace(up);
+        let name = self.upstreams[at].name();
+        match (before, up) {
+            (Some(true) | None, false) => tracing::warn!(upstream = name, "a model upstream is out of reach"),
+            (Some(false), true) => tracing::info!(upstream = name, "a model upstream is back"),
+            _ => {}
+        }
     }
 }
 
-/// Those that have the model; all where none is known to.
-fn candidates(servers: &[Server], model: &str) -> Vec<usize> {
-    let having: Vec<usize> = (0..servers.len()).filter(|index| servers[*index].has(model)).collect();
-    if having.is_empty() { (0..servers.len()).collect() } else { having }
-}
-
-impl Seat {
-    /// The upstream did what it is there for, or failed as one that is not well does.
-    fn report(&self, well: bool) {
-        let now = self.upstreams.inner.clock.now();
-        let permit = self.permit.lock().unwrap_or_else(PoisonError::into_inner).take();
-        self.upstreams.with(self.index, |server| {
-            server.up = Some(well);
-            match permit {
-                Some(permit) if well => server.breaker.succeeded(permit, now),
-                Some(permit) => server.breaker.failed(permit, now),
-                None => {}
-            }
-        });
+impl Standing {
+    fn new() -> Self {
+        Self { inventory: Inventory::default(), used: 0, breaker: Breaker::new(Rules::UPSTREAM), up: None }
     }
 }
 
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let permit = self.permit.lock().unwrap_or_else(PoisonError::into_inner).take();
-        self.upstreams.with(self.index, |server| {
-            server.used = server.used.saturating_sub(1);
-            if let Some(permit) = permit {
-                server.breaker.release(permit);
-            }
-        });
-        self.upstreams.inner.freed.notify_one();
-    }
-}
+#[cfg(test)]
+mod tests;

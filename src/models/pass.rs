@@ -1,221 +1,236 @@
-//! Passing a client's request on while it waits: status and bytes as they come. A client that
-//! goes away cuts upstream off; a stream that upstream breaks off breaks off here too.
+//! A conversation that is passed on while its client waits: status and bytes as they come. The
+//! client's going away cuts upstream off, before the first byte too; upstream's breaking off
+//! breaks off here, also where it looks like a clean end.
 
-use std::{
-    io,
-    pin::Pin,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{io, mem};
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt as _, future::join_all, stream, stream::BoxStream};
-use http::{HeaderValue, StatusCode, header};
-use serde_json::{Value, json};
+use futures::stream::{self, BoxStream, StreamExt as _};
+use http::HeaderValue;
+use reqwest::Response;
+use serde_json::Value;
 
-use super::Upstreams;
+use super::{
+    Upstreams,
+    report::Report,
+    upstream::{Whole, told},
+};
 use crate::{
-    domain::chat,
-    error::{Error, Result},
+    domain::chat::{asks, model_name},
+    error::{Error, Kind, Result},
 };
 
-/// A short question is answered in so long.
-const SHORT: Duration = Duration::from_secs(8);
-/// Bytes of a last line that are kept to see whether it was an end.
-const LINE_MAX: usize = 1 << 20;
+/// A line that is longer is not looked at.
+const LINE_MAX: usize = 64 << 20;
 
-/// An answer to pass on.
+/// Upstream's answer, to be passed on.
 pub struct Passed {
     pub status: u16,
     pub content_type: Option<HeaderValue>,
     pub retry_after: Option<HeaderValue>,
+    /// Of an answer that broke off the last item is an error.
     pub body: BoxStream<'static, io::Result<Bytes>>,
 }
 
 impl Upstreams {
-    /// A chat. The headers come when upstream begins to answer, which may take as long as loading
-    /// a model does.
+    /// Passes a chat on to where its model is. It needs no seat. Where no breaker permits it, it
+    /// is tried all the same: whoever waits hears upstream's own words.
     ///
     /// # Errors
-    /// 503 where no upstream can be reached.
+    /// No upstream could be reached, or the one that was did not answer.
     pub async fn pass_chat(&self, body: Bytes) -> Result<Passed> {
-        let (model, streams) = chat::asks(&body);
-        let mut passed = self.send("/api/chat", &model, body).await?;
-        if streams && passed.status == StatusCode::OK.as_u16() {
-            passed.body = Whole { body: passed.body, line: Vec::new(), ended: false, over: false }.boxed();
-        }
-        Ok(passed)
-    }
-
-    /// # Errors
-    /// As [`Upstreams::pass_chat`].
-    pub async fn show(&self, body: Bytes) -> Result<Passed> {
-        let asked = serde_json::from_slice::<Value>(&body).ok();
-        let named = asked.as_ref().and_then(|asked| asked.get("model").or_else(|| asked.get("name"))?.as_str());
-        self.send("/api/show", named.unwrap_or_default(), body.clone()).await
-    }
-
-    /// The models of all upstreams together; of one, its answer as it came.
-    ///
-    /// # Errors
-    /// As [`Upstreams::pass_chat`].
-    pub async fn tags(&self) -> Result<Passed> {
-        self.merged("/api/tags").await
-    }
-
-    /// The loaded models of all upstreams together.
-    ///
-    /// # Errors
-    /// As [`Upstreams::pass_chat`].
-    pub async fn ps(&self) -> Result<Passed> {
-        self.merged("/api/ps").await
-    }
-
-    /// Of the first upstream that answers.
-    ///
-    /// # Errors
-    /// As [`Upstreams::pass_chat`].
-    pub async fn version(&self) -> Result<Passed> {
-        let mut last = None;
-        for index in 0..self.inner.urls.len() {
-            match self.get(index, "/api/version").await {
-                Ok(response) => return Ok(pass(response)),
-                Err(error) => last = Some(error),
+        let (model, streamed) = asks(&body);
+        let model = model_name(&model);
+        let mut held_back = Vec::new();
+        for at in self.candidates(&model).await {
+            let Some(report) = Report::ask(&self.inner, at, &model) else {
+                held_back.push(at);
+                continue;
+            };
+            if let Some(passed) = self.try_pass(at, &body, streamed, report).await? {
+                return Ok(passed);
             }
         }
-        Err(out_of_reach(last))
-    }
-
-    /// To the upstreams that have the model, then to the others, until one takes it.
-    async fn send(&self, path: &str, model: &str, body: Bytes) -> Result<Passed> {
-        if self.inner.urls.len() > 1 && !self.has(model) {
-            self.refresh_for_unknown().await;
-        }
-        let mut last = None;
-        for index in self.in_order(model) {
-            let request = self.inner.client.post(self.url(index, path));
-            let request = request.header(header::CONTENT_TYPE, "application/json").body(body.clone());
-            match request.send().await {
-                Ok(response) => return Ok(pass(response)),
-                // Nothing was sent: another one may take it.
-                Err(error) if error.is_connect() => last = Some(error),
-                Err(error) => return Err(out_of_reach(Some(error))),
+        for at in held_back {
+            let report = Report::new(&self.inner, at, &model, None);
+            if let Some(passed) = self.try_pass(at, &body, streamed, report).await? {
+                return Ok(passed);
             }
         }
-        Err(out_of_reach(last))
+        Err(Error::unavailable("the model upstream", "no connection to any that may have the model"))
     }
 
-    fn in_order(&self, model: &str) -> Vec<usize> {
-        let name = chat::model_name(model);
-        let servers = self.servers();
-        let mut order: Vec<usize> = (0..servers.len()).collect();
-        order.sort_by_key(|index| (!servers[*index].has(&name), !servers[*index].loaded.contains(name.as_ref())));
-        order
-    }
-
-    async fn merged(&self, path: &str) -> Result<Passed> {
-        if self.inner.urls.len() == 1 {
-            return self.get(0, path).await.map(pass).map_err(|error| out_of_reach(Some(error)));
-        }
-        let asked = (0..self.inner.urls.len()).map(|index| async move {
-            let bytes = self.get(index, path).await?.error_for_status()?.bytes().await?;
-            Ok::<_, reqwest::Error>(serde_json::from_slice::<Value>(&bytes).unwrap_or_default())
-        });
-        let (mut models, mut heard, mut last): (Vec<Value>, bool, _) = (Vec::new(), false, None);
-        for answer in join_all(asked).await {
-            match answer {
-                Ok(answer) => {
-                    heard = true;
-                    let listed = answer.get("models").and_then(Value::as_array).cloned().unwrap_or_default();
-                    let known = |model: &Value| models.iter().any(|one| one.get("name") == model.get("name"));
-                    let new: Vec<Value> = listed.into_iter().filter(|model| !known(model)).collect();
-                    models.extend(new);
-                }
-                Err(error) => last = Some(error),
+    /// `None` where nothing was sent: another one may be tried.
+    async fn try_pass(&self, at: usize, body: &Bytes, streamed: bool, mut report: Report) -> Result<Option<Passed>> {
+        match self.inner.upstreams[at].send("/api/chat", Some(body.clone())).await {
+            Ok(response) => Ok(Some(pass(response, report, streamed))),
+            Err(error) if error.unsent => {
+                report.is_away();
+                Ok(None)
+            }
+            Err(error) => {
+                report.failed();
+                let message = "the model upstream broke off before it answered";
+                Err(Error::new(Kind::BadGateway, "UPSTREAM_FAILED", message).cause(error.why))
             }
         }
-        if !heard {
-            return Err(out_of_reach(last));
-        }
-        let body = Bytes::from(json!({"models": models}).to_string());
-        let content_type = Some(HeaderValue::from_static("application/json"));
-        Ok(Passed { status: 200, content_type, retry_after: None, body: stream::once(async { Ok(body) }).boxed() })
     }
 
-    async fn get(&self, index: usize, path: &str) -> std::result::Result<reqwest::Response, reqwest::Error> {
-        self.inner.client.get(self.url(index, path)).timeout(SHORT).send().await
+    /// Where the model is; where nobody is known to have it, those that may come first. A name
+    /// that is new is looked up before, where there is a choice.
+    pub(super) async fn candidates(&self, model: &str) -> Vec<usize> {
+        if self.inner.upstreams.len() > 1 {
+            let _or_nobody_can_tell = self.knows(model).await;
+        }
+        let mut candidates = self.best_first(model);
+        if !self.surely_has(model) {
+            let all = 0..self.inner.upstreams.len();
+            let rest: Vec<usize> = all.filter(|at| !candidates.contains(at)).collect();
+            candidates.extend(rest);
+        }
+        candidates
     }
 }
 
-fn pass(response: reqwest::Response) -> Passed {
-    Passed {
-        status: response.status().as_u16(),
-        content_type: response.headers().get(header::CONTENT_TYPE).cloned(),
-        retry_after: response.headers().get(header::RETRY_AFTER).cloned(),
-        body: response.bytes_stream().map(|part| part.map_err(io::Error::other)).boxed(),
+impl From<Whole> for Passed {
+    fn from(whole: Whole) -> Self {
+        let body = stream::once(async { Ok(whole.body) }).boxed();
+        Self { status: whole.status, content_type: whole.content_type, retry_after: whole.retry_after, body }
     }
 }
 
-fn out_of_reach(error: Option<reqwest::Error>) -> Error {
-    Error::unavailable(
-        "the model upstream",
-        error.map_or_else(|| "none answered".to_owned(), |error| error.to_string()),
-    )
+fn pass(response: Response, mut report: Report, streamed: bool) -> Passed {
+    let status = response.status().as_u16();
+    let [content_type, retry_after] = told(&response);
+    match status {
+        404 => report.lacks_model(),
+        500.. => report.failed(),
+        _ => {}
+    }
+    let tail = (streamed && status == 200).then(Tail::default);
+    let passing = Passing { response, report, status, tail, over: false };
+    let next = |mut passing: Passing| async { Some((passing.next().await?, passing)) };
+    Passed { status, content_type, retry_after, body: stream::unfold(passing, next).boxed() }
 }
 
-/// A stream of lines that is whole only where its last line says so: an upstream that ends the
-/// connection in the middle looks like one that is done.
-struct Whole {
-    body: BoxStream<'static, io::Result<Bytes>>,
-    line: Vec<u8>,
-    ended: bool,
+/// An answer on its way through. Dropped, it is cut off.
+struct Passing {
+    response: Response,
+    report: Report,
+    status: u16,
+    /// Of an answer in lines.
+    tail: Option<Tail>,
     over: bool,
 }
 
-impl Whole {
-    fn look(&mut self, bytes: &[u8]) {
-        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
-            if self.line.len() <= LINE_MAX {
-                self.line.extend_from_slice(part);
+impl Passing {
+    async fn next(&mut self) -> Option<io::Result<Bytes>> {
+        if mem::replace(&mut self.over, true) {
+            return None;
+        }
+        match self.response.chunk().await {
+            Ok(Some(bytes)) => {
+                self.over = false;
+                self.report.begun();
+                if let Some(tail) = &mut self.tail {
+                    tail.feed(&bytes);
+                }
+                Some(Ok(bytes))
             }
-            if part.ends_with(b"\n") {
-                self.close_line();
+            Ok(None) if self.tail.as_ref().is_none_or(Tail::is_an_end) => {
+                match self.status {
+                    200 => self.report.chatted(),
+                    500.. => {}
+                    _ => self.report.answered(),
+                }
+                None
+            }
+            Ok(None) | Err(_) => {
+                self.report.failed();
+                Some(Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the model upstream broke off")))
             }
         }
-    }
-
-    fn close_line(&mut self) {
-        let line = std::mem::take(&mut self.line);
-        if line.iter().all(u8::is_ascii_whitespace) {
-            return;
-        }
-        let is_end = |value: Value| value.get("done") == Some(&Value::Bool(true)) || value.get("error").is_some();
-        self.ended = serde_json::from_slice(&line).is_ok_and(is_end);
     }
 }
 
-impl Stream for Whole {
-    type Item = io::Result<Bytes>;
+/// The last line of an answer: it tells whether an end that looks clean is the end.
+#[derive(Default)]
+struct Tail {
+    line: Vec<u8>,
+    /// The next byte that is not blank begins a line.
+    fresh: bool,
+    /// The line is longer than anybody looks at.
+    cut: bool,
+}
 
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.over {
-            return Poll::Ready(None);
-        }
-        let next = futures::ready!(self.body.poll_next_unpin(cx));
-        match &next {
-            Some(Ok(bytes)) => {
-                let bytes = bytes.clone();
-                self.look(&bytes);
+impl Tail {
+    fn feed(&mut self, bytes: &[u8]) {
+        for (n, piece) in bytes.split(|byte| *byte == b'\n').enumerate() {
+            self.fresh |= n > 0;
+            let begins = self.fresh || self.line.is_empty();
+            if begins && piece.trim_ascii().is_empty() {
+                continue;
             }
-            Some(Err(_)) => self.over = true,
-            None => {
-                self.over = true;
-                self.close_line();
-                if !self.ended {
-                    return Poll::Ready(Some(Err(io::Error::other("the model upstream broke off its answer"))));
-                }
+            if begins {
+                self.line.clear();
+                (self.fresh, self.cut) = (false, false);
             }
+            let room = LINE_MAX - self.line.len();
+            self.cut |= piece.len() > room;
+            self.line.extend_from_slice(&piece[..piece.len().min(room)]);
         }
-        Poll::Ready(next)
+    }
+
+    /// Whether an answer may end here: it is done, or upstream said why not. What is too long to
+    /// be looked at is believed.
+    fn is_an_end(&self) -> bool {
+        if self.cut {
+            return true;
+        }
+        let Ok(Value::Object(last)) = serde_json::from_slice(self.line.trim_ascii()) else { return false };
+        last.get("done") == Some(&Value::Bool(true)) || last.get("error").is_some_and(|error| !error.is_null())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*, sample::Index};
+
+    use super::*;
+
+    fn tail(pieces: &[&[u8]]) -> bool {
+        let mut tail = Tail::default();
+        for piece in pieces {
+            tail.feed(piece);
+        }
+        tail.is_an_end()
+    }
+
+    #[test]
+    fn the_last_line_tells_whether_the_end_is_one() {
+        assert!(tail(&[b"{\"done\":false}\n{\"done\":true}\n \r\n"]));
+        assert!(tail(&[b"{\"done\":fal", b"se}\n{\"done\"", b":", b" ", b"true}"]));
+        assert!(tail(&[b"{\"error\":\"out of memory\"}\n"]));
+        assert!(!tail(&[]));
+        assert!(!tail(&[b"{\"error\":null}\n"]));
+        assert!(!tail(&[b"{\"done\":true}\n{\"done\":false}\n"]));
+        assert!(!tail(&[b"{\"done\":true}\n{\"do"]));
+    }
+
+    proptest! {
+        #[test]
+        fn however_it_is_cut_its_last_line_is_the_same(
+            text in r#"((\{"done":(true|false)\}|\{"error":"a b"\}|[ {}a\r])?\n?){0,6}"#,
+            cuts in vec(any::<Index>(), 0..8),
+        ) {
+            let bytes = text.as_bytes();
+            let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+            cuts.extend([0, bytes.len()]);
+            cuts.sort_unstable();
+            let pieces: Vec<&[u8]> = cuts.windows(2).map(|pair| &bytes[pair[0]..pair[1]]).collect();
+            prop_assert_eq!(tail(&pieces), tail(&[bytes]));
+            let last = text.split('\n').map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
+            prop_assert_eq!(tail(&[bytes]), last == r#"{"done":true}"# || last == r#"{"error":"a b"}"#);
+        }
     }
 }

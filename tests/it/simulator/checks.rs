@@ -7,7 +7,7 @@ use super::{
     Millis,
     database::{Database, Delivery, FAILURES_MAX, Job, Outcome, Subject},
     domain::{
-        delivery::{DeliveryStatus, RETRIES_MAX},
+        delivery::{self, DeliveryStatus, RETRIES_MAX},
         job::{Happening, JobState},
         task::{Claimed, DEATHS_MAX},
     },
@@ -27,10 +27,14 @@ pub struct Witness {
     /// By job: the fences of claims that count, and of those that failed.
     counted: BTreeMap<usize, BTreeSet<i64>>,
     failed: BTreeMap<usize, BTreeSet<i64>>,
+    /// Who began last, by job, until it ends.
+    logs: BTreeMap<usize, i64>,
     parked: BTreeSet<usize>,
     /// Deliveries asked for once more, by the newest fence at that moment: a later claim answers it.
     owed: BTreeMap<usize, i64>,
     called: BTreeSet<usize>,
+    /// Jobs of which a receiver wants no more.
+    gone: BTreeSet<usize>,
     dead: BTreeSet<u64>,
     orphans: Vec<Orphan>,
     /// Jobs written to since the last check, and all writes.
@@ -77,6 +81,11 @@ impl Witness {
         self.in_force.get(&claim.id) == Some(&claim.fence)
     }
 
+    /// Nobody has begun with it since, and it has not ended.
+    pub fn holds_log(&self, claim: &Claimed, job: usize) -> bool {
+        self.logs.get(&job) == Some(&claim.fence)
+    }
+
     /// Done, given back or taken away: nobody may write until the next claim.
     pub fn over(&mut self, task: i64) {
         self.in_force.remove(&task);
@@ -90,6 +99,7 @@ impl Witness {
 
     pub fn counted(&mut self, job: usize, fence: i64, again: bool) {
         self.counted.entry(job).or_default().insert(fence);
+        self.logs.insert(job, fence);
         if again {
             self.count("taken over while running");
         }
@@ -138,7 +148,10 @@ impl Witness {
         self.owed.insert(delivery, newest);
     }
 
-    pub fn recorded(&mut self, one: &Outcome) {
+    pub fn recorded(&mut self, one: &Outcome, job: usize) {
+        if matches!(one.heard, delivery::Outcome::Status { code: 410, .. }) {
+            self.gone.insert(job);
+        }
         self.count(match (one.status, one.again) {
             (DeliveryStatus::Delivered, _) => "delivered",
             (_, Some(_)) => "webhook retries",
@@ -168,7 +181,7 @@ impl Database {
         if !first || job.deliveries.iter().any(|id| self.deliveries[*id].redelivered) {
             return;
         }
-        let (sequence, gone) = (row.sequence, job.gone);
+        let (sequence, gone) = (row.sequence, self.seen.gone.contains(&row.job));
         let earlier = self.first_pending(row.job).is_some_and(|id| self.deliveries[id].sequence < sequence);
         self.seen.expect(!earlier, || format!("delivery {delivery} was sent before an earlier one ended"));
         self.seen.expect(!gone, || format!("delivery {delivery} was sent after a 410"));
@@ -193,7 +206,9 @@ impl Database {
         self.seen.orphans.retain(open);
         for orphan in self.seen.orphans.iter_mut().filter(|orphan| orphan.by < now) {
             if idle_since.is_some_and(|since| since + LOOKED < orphan.by) && self.up_since + RESCUE < now {
-                return Err(format!("task {} of a dead process is not elsewhere after {RESCUE} ms", orphan.task));
+                let Orphan { task, fence, .. } = orphan;
+                let row = &tasks[task];
+                return Err(format!("task {task} of a dead process is not elsewhere after {RESCUE} ms: {fence} {row:?}"));
             }
             orphan.by = now + LOOKED;
         }
@@ -245,6 +260,7 @@ impl Database {
         let found = job.deliveries.len();
         ensure(found == expected, || format!("{expected} states, {found} webhooks"))?;
         let first = self.first_pending(id);
+        let gone = self.seen.gone.contains(&id);
         let mut asked_again = false;
         for (n, delivery) in job.deliveries.iter().enumerate() {
             let row = &self.deliveries[*delivery];
@@ -258,7 +274,7 @@ impl Database {
             if row.status == DeliveryStatus::Pending {
                 ensure((least..=most).contains(&tasks), || about(&format!("it has {tasks} tasks")))?;
             }
-            ensure(follows_the_rules(row, job.gone), || about(&format!("its attempts are {:?}", row.attempts)))?;
+            ensure(follows_the_rules(row, gone), || about(&format!("its attempts are {:?}", row.attempts)))?;
         }
         Ok(())
     }

@@ -1,6 +1,9 @@
 //! The database in memory: the tables of the durable core, of jobs and of webhooks, and each
-//! transaction of `store/` and `services/` on them as one operation. Decisions are the domain's.
-//! A rule can be broken on purpose, so that the checks are checked too.
+//! transaction of `store/` and `services/` on them as one operation. Here are processes and
+//! tasks, what they mean is in `database/jobs.rs`. A rule can be broken on purpose, so that the
+//! checks are checked too.
+
+mod jobs;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -9,15 +12,15 @@ use super::{
     checks::Witness,
     domain::{
         delivery::{self, DeliveryStatus},
-        job::{Happening, JobState, Moves, Standing, Then, decide},
-        task::{Claimed, LEASE, Lane, PRIORITY},
+        job::{JobState, Standing},
+        task::{Claimed, LEASE, Lane},
     },
 };
 
+pub use self::jobs::{Begun, FAILURES_MAX};
+
 const RUN: &str = "job.run";
 const DELIVER: &str = "webhook.deliver";
-/// A job fails for good at so many failures.
-pub const FAILURES_MAX: i32 = 3;
 /// Renewals do not wait for the disk: a crash takes back what is younger.
 const NOT_ON_DISK: Millis = 600;
 
@@ -25,10 +28,12 @@ const NOT_ON_DISK: Millis = 600;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flaw {
     FinishesByIdAlone,
-    ForgetsTheNextWebhook,
     BuriesWithoutTheLease,
     BuriesAfterARestart,
+    BuriesNobody,
     CountsWhatWasGivenBack,
+    ForgetsTheNextWebhook,
+    SendsOnAfterA410,
     /// What was released may be released again by the same claim.
     ReleaseKeepsTheFence,
     /// Of two outcomes of a task in one batch, the old one is applied with the new one.
@@ -61,7 +66,7 @@ impl Subject {
     }
 }
 
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub struct Task {
     pub owner: Option<u64>,
     pub fence: i64,
@@ -100,7 +105,6 @@ pub struct Job {
     pub gone: bool,
     /// Whoever runs it dies.
     pub deadly: bool,
-    priority: i16,
     sequence: i32,
     pub deliveries: Vec<usize>,
     pub log: Log,
@@ -137,13 +141,6 @@ pub struct Outcome {
     pub again: Option<Millis>,
 }
 
-pub enum Begun {
-    /// With the number of the last event of its log.
-    Runs(i64),
-    Over,
-    Stale,
-}
-
 #[derive(Default)]
 pub struct Database {
     pub now: Millis,
@@ -161,51 +158,12 @@ pub struct Database {
     fences: i64,
 }
 
-/// What clients ask for.
-impl Database {
-    pub fn submit(&mut self, hook: bool, deadly: bool, priority: i16) {
-        let standing = Standing { state: JobState::Queued, attempt: 0, failures: 0, started: false };
-        let (job, log) = (self.jobs.len(), Log::default());
-        let deliveries = Vec::new();
-        self.jobs.push(Job { standing, hook, gone: false, deadly, priority, sequence: 0, deliveries, log });
-        self.tell(job, Told { state: JobState::Queued, previous: None, attempt: 0 });
-        self.insert(Subject::Job(job), priority);
-    }
-
-    pub fn cancel(&mut self, job: usize) {
-        let before = self.jobs[job].standing;
-        let Some(moves) = decide(before, Happening::Cancelled, FAILURES_MAX) else { return };
-        self.seen.count(if before.state == JobState::Running { "cancelled while running" } else { "cancelled" });
-        self.later.remove(&Subject::Job(job));
-        if let Some(id) = self.task_once.get(&Subject::Job(job)).copied() {
-            self.remove(id);
-        }
-        self.apply(job, &moves);
-    }
-
-    /// Takes the delivery from whoever is at it: what that call leads to is no answer to this.
-    pub fn redeliver(&mut self, delivery: usize) {
-        let subject = Subject::Delivery(delivery);
-        let row = &mut self.deliveries[delivery];
-        (row.status, row.retries, row.redelivered) = (DeliveryStatus::Pending, 0, true);
-        row.attempts.clear();
-        self.seen.asked_again(delivery, self.fences);
-        self.touch(subject);
-        if let Some(later) = self.later.get_mut(&subject) {
-            later.run_at = self.now;
-            return;
-        }
-        if self.flaw != Some(Flaw::RedeliveryKeepsTheTask)
-            && let Some(id) = self.task_once.get(&subject).copied()
-        {
-            self.remove(id);
-        }
-        self.insert(subject, PRIORITY);
-    }
-}
-
 /// Processes and what they hold.
 impl Database {
+    pub fn new(flaw: Option<Flaw>) -> Self {
+        Self { flaw, ..Self::default() }
+    }
+
     pub fn register(&mut self, process: u64) {
         let until = self.now + millis(LEASE);
         self.processes.insert(process, Lease { until, before: until, renewed: self.now });
@@ -221,6 +179,7 @@ impl Database {
     pub fn expired(&self) -> Vec<u64> {
         let up = self.up_since + millis(LEASE) < self.now || self.flaw == Some(Flaw::BuriesAfterARestart);
         let early = if self.flaw == Some(Flaw::BuriesWithoutTheLease) { millis(LEASE) - 2_000 } else { 0 };
+        let up = up && self.flaw != Some(Flaw::BuriesNobody);
         let dead = |lease: &Lease| up && lease.until <= self.now + early;
         self.processes.iter().filter(|(_, lease)| dead(lease)).map(|(id, _)| *id).collect()
     }
@@ -417,187 +376,12 @@ impl Database {
 
     /// A write that names its claim. Under an old one it must change nothing.
     fn fenced<T>(&mut self, claim: &Claimed, write: impl FnOnce(&mut Self) -> T) -> T {
-        let before = self.seen.is_in_force(claim).then_some(self.seen.writes);
-        let was = self.seen.writes;
+        let (in_force, before) = (self.seen.is_in_force(claim), self.seen.writes);
         let answer = write(self);
-        if before.is_none() {
-            self.seen.old_write(claim, was != self.seen.writes);
+        if !in_force {
+            self.seen.old_write(claim, before != self.seen.writes);
         }
         answer
-    }
-}
-
-/// Jobs.
-impl Database {
-    pub fn begin(&mut self, claim: &Claimed, job: usize) -> Begun {
-        self.fenced(claim, |db| {
-            let before = db.jobs[job].standing;
-            let Some(moves) = decide(before, Happening::Claimed, FAILURES_MAX) else { return Begun::Over };
-            if !db.ours(claim) || db.jobs[job].log.fence > claim.fence {
-                return Begun::Stale;
-            }
-            db.apply(job, &moves);
-            db.seen.counted(job, claim.fence, before.state == JobState::Running);
-            db.jobs[job].log.fence = claim.fence;
-            Begun::Runs(db.jobs[job].log.last_n)
-        })
-    }
-
-    /// `None` under an old fence, or where it has ended.
-    pub fn end(&mut self, claim: &Claimed, job: usize, happening: Happening) -> Option<Then> {
-        self.fenced(claim, |db| {
-            let before = db.jobs[job].standing;
-            let mut moves = decide(before, happening, FAILURES_MAX)?;
-            let ours = match moves.then {
-                Then::Again(pause) => db.let_go(claim, millis(pause)),
-                Then::Run | Then::End => db.finish(claim),
-            };
-            if !ours {
-                return None;
-            }
-            if happening == Happening::GivenBack && db.flaw == Some(Flaw::CountsWhatWasGivenBack) {
-                moves.now.attempt = before.attempt;
-            }
-            db.apply(job, &moves);
-            db.seen.ended_run(job, claim.fence, happening, moves.now.state);
-            Some(moves.then)
-        })
-    }
-
-    /// Its workers kept dying.
-    pub fn give_up(&mut self, claim: &Claimed, job: usize) {
-        self.fenced(claim, |db| {
-            let moves = decide(db.jobs[job].standing, Happening::Parked, FAILURES_MAX);
-            if let Some(moves) = moves.filter(|_| db.ours(claim)) {
-                db.seen.parked(claim.id);
-                db.apply(job, &moves);
-            }
-        });
-    }
-
-    /// False when somebody else holds the log now, or it is not as the writer knows it.
-    pub fn append(&mut self, claim: &Claimed, job: usize, base: i64, events: i64) -> bool {
-        self.fenced(claim, |db| {
-            let log = &mut db.jobs[job].log;
-            if log.fence != claim.fence || log.last_n != base || log.ended {
-                return false;
-            }
-            (log.last_n, log.tail) = (log.last_n + events, log.tail + events);
-            db.seen.written(job);
-            true
-        })
-    }
-
-    fn apply(&mut self, job: usize, moves: &Moves) {
-        self.jobs[job].standing = moves.now;
-        for change in &moves.changes {
-            self.tell(job, Told { state: change.state, previous: Some(change.previous), attempt: change.attempt });
-            let log = &mut self.jobs[job].log;
-            (log.last_n, log.tail) = (log.last_n + i64::from(change.resets), log.tail + i64::from(change.resets));
-        }
-        self.seen.written(job);
-    }
-
-    /// The event and the webhook of a state.
-    fn tell(&mut self, job: usize, told: Told) {
-        let row = &mut self.jobs[job];
-        if !row.log.ended {
-            row.log.states.push(told);
-            (row.log.last_n, row.log.tail, row.log.ended) = (row.log.last_n + 1, 0, told.state.is_ended());
-        }
-        self.seen.written(job);
-        if row.hook {
-            let status = if row.gone { DeliveryStatus::Failed } else { DeliveryStatus::Pending };
-            let (sequence, delivery) = (row.sequence, self.deliveries.len());
-            row.sequence += 1;
-            row.deliveries.push(delivery);
-            let (attempts, retries) = (Vec::new(), 0);
-            self.deliveries.push(Delivery { job, sequence, told, status, retries, attempts, redelivered: false });
-            if self.first_pending(job) == Some(delivery) {
-                self.insert(Subject::Delivery(delivery), PRIORITY);
-            }
-        }
-    }
-}
-
-/// Webhooks.
-impl Database {
-    pub fn first_pending(&self, job: usize) -> Option<usize> {
-        let is_pending = |id: &&usize| self.deliveries[**id].status == DeliveryStatus::Pending;
-        self.jobs[job].deliveries.iter().find(is_pending).copied()
-    }
-
-    /// With its retries so far, where it is to be sent.
-    pub fn outgoing(&self, delivery: usize) -> Option<u32> {
-        let row = &self.deliveries[delivery];
-        (row.status == DeliveryStatus::Pending).then(|| u32::try_from(row.retries).unwrap_or(0))
-    }
-
-    pub fn record(&mut self, outcomes: &[Outcome]) {
-        let mut ours: Vec<&Outcome> = Vec::new();
-        let mut tasks = BTreeMap::new();
-        let in_force: Vec<bool> = outcomes.iter().map(|one| self.seen.is_in_force(&one.claim)).collect();
-        for one in outcomes {
-            if self.ours(&one.claim)
-                && let Some(task) = self.remove(one.claim.id)
-            {
-                tasks.insert(one.claim.id, task);
-                ours.push(one);
-            }
-        }
-        if self.flaw == Some(Flaw::RecordsByTaskAlone) {
-            ours = outcomes.iter().filter(|one| tasks.contains_key(&one.claim.id)).collect();
-        }
-        for (one, _) in outcomes.iter().zip(&in_force).filter(|(_, in_force)| !**in_force) {
-            self.seen.old_write(&one.claim, ours.iter().any(|written| std::ptr::eq(*written, one)));
-        }
-        for one in &ours {
-            self.write(one, tasks[&one.claim.id]);
-        }
-        for one in ours.iter().filter(|one| matches!(one.heard, delivery::Outcome::Status { code: 410, .. })) {
-            self.stop_sending(self.deliveries[one.delivery].job);
-        }
-        for one in outcomes.iter().filter(|one| one.again.is_none()) {
-            self.release_next(self.deliveries[one.delivery].job);
-        }
-    }
-
-    fn write(&mut self, one: &Outcome, task: Task) {
-        let row = &mut self.deliveries[one.delivery];
-        row.status = one.status;
-        row.retries += i32::from(one.again.is_some());
-        let code = match one.heard {
-            delivery::Outcome::Status { code, .. } => Some(code),
-            delivery::Outcome::Refused(_) | delivery::Outcome::Failed(_) => None,
-        };
-        row.attempts.push((code, matches!(one.heard, delivery::Outcome::Refused(_))));
-        self.seen.recorded(one);
-        if let Some(delay) = one.again {
-            self.put_later(one.claim.id, task, delay);
-        }
-        self.touch(task.subject);
-    }
-
-    fn stop_sending(&mut self, job: usize) {
-        self.jobs[job].gone = true;
-        for id in self.jobs[job].deliveries.clone() {
-            let row = &mut self.deliveries[id];
-            if row.status == DeliveryStatus::Pending {
-                row.status = DeliveryStatus::Failed;
-                self.seen.unsent(id);
-            }
-        }
-    }
-
-    fn release_next(&mut self, job: usize) {
-        if self.flaw == Some(Flaw::ForgetsTheNextWebhook) {
-            return;
-        }
-        if let Some(head) = self.first_pending(job)
-            && !self.later.contains_key(&Subject::Delivery(head))
-        {
-            self.insert(Subject::Delivery(head), PRIORITY);
-        }
     }
 }
 
