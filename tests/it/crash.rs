@@ -165,6 +165,7 @@ async fn another_process_follows_within_20_seconds() {
 /// What a session leaves when its making or its end was cut off.
 async fn nothing_is_half_made(ground: &Ground, server: &Server) {
     let sql = "select (select count(*) from task where kind like 'session%' or kind like 'checkout%')
+                    + (select count(*) from task_later where kind like 'session%' or kind like 'checkout%')
                     + (select count(*) from session where status in ('provisioning', 'ending'))
                     + (select count(*) from checkout where status = 'pending')";
     eventually("nothing is under way", async || (ground.db.count(sql).await == 0).then_some(())).await;

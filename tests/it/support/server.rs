@@ -84,6 +84,11 @@ pub fn log_of(ground: &Ground) -> PathBuf {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(log_of(&self.ground)).unwrap_or_default();
+            let told = log.lines().filter(|line| line.contains("WARN") || line.contains("ERROR"));
+            eprintln!("what the server said:\n{}", told.collect::<Vec<_>>().join("\n"));
+        }
         if let Some(mut child) = self.child.take() {
             let _gone = child.id().map(|id| kill(Pid::from_raw(id.cast_signed()), Signal::SIGTERM));
             let _late = finish(tokio::time::timeout(std::time::Duration::from_secs(15), child.wait()));
