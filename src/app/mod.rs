@@ -58,6 +58,7 @@ pub struct App {
     attached: Attached,
     config: Config,
     stop: CancellationToken,
+    renewing: CancellationToken,
     background: TaskTracker,
     _lock: ProcessLock,
 }
@@ -107,14 +108,16 @@ impl App {
             serve_metrics(listener, &built, &background, &stop);
         }
         let kept = lease.clone();
-        let (kept_db, kept_stop) = (db.clone(), stop.clone());
+        // Beyond the stop: what is under way then is still ours.
+        let renewing = CancellationToken::new();
+        let (kept_db, kept_stop) = (db.clone(), renewing.clone());
         background.spawn(async move { kept.keep(kept_db, kept_stop).await });
         attached.keep(&background, &stop);
         front.open(built.router.clone());
         built.start(&background, &stop);
         built.health.is_ready_to_serve();
         announce.now();
-        Ok(Self { url, address, front, built, db, lease, attached, config, stop, background, _lock: lock })
+        Ok(Self { url, address, front, built, db, lease, attached, config, stop, renewing, background, _lock: lock })
     }
 
     /// The orderly stop: nothing new, requests under way finish, streams say goodbye, tasks
@@ -136,6 +139,7 @@ impl App {
         self.built.queue.attempts.close();
         let _late = tokio::time::timeout_at(deadline, self.built.queue.attempts.wait()).await;
         let _late = tokio::time::timeout_at(deadline, self.built.forge.close()).await;
+        self.renewing.cancel();
         if let Ok(Err(error)) = tokio::time::timeout_at(deadline, self.say_goodbye()).await {
             tracing::warn!(%error, "could not say goodbye to the database; other processes wait for the lease");
         }

@@ -1,6 +1,10 @@
 //! A task of the durable core: what is put in, and what its performer gets.
 
-use std::time::Duration;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 /// How long a process is taken for living without having renewed.
 pub const LEASE: Duration = Duration::from_secs(15);
@@ -66,6 +70,46 @@ pub struct Claimed {
     pub deaths: i16,
     /// Seconds from ready to claimed.
     pub waited: f64,
+    /// Nothing outside of a queue's hands.
+    #[sqlx(skip)]
+    pub in_hand: Option<Arc<InHand>>,
+}
+
+/// What a process has in hand: every task of its own that somebody in it still knows of. What it
+/// owns beyond that was lost on the way (an answer that never came, an attempt that panicked).
+#[derive(Debug, Clone, Default)]
+pub struct Hands(Arc<Mutex<HashMap<(i64, i64), usize>>>);
+
+/// Kept with a task for as long as anybody has it.
+#[derive(Debug)]
+pub struct InHand {
+    hands: Hands,
+    claim: (i64, i64),
+}
+
+impl Hands {
+    /// The task counts as known until its last copy is dropped.
+    pub fn take(&self, task: &mut Claimed) {
+        let claim = (task.id, task.fence);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(claim).or_default() += 1;
+        task.in_hand = Some(Arc::new(InHand { hands: self.clone(), claim }));
+    }
+
+    pub fn holds(&self, id: i64, fence: i64) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&(id, fence))
+    }
+}
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        let mut held = self.hands.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = held.get_mut(&self.claim) {
+            *count -= 1;
+            if *count == 0 {
+                held.remove(&self.claim);
+            }
+        }
+    }
 }
 
 impl Claimed {

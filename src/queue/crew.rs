@@ -8,7 +8,12 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{Claimed, Lane, Queue};
-use crate::{database::DbError, domain::task::DEATHS_MAX, store};
+use crate::{
+    database::DbError,
+    domain::task::DEATHS_MAX,
+    error::{Error, Result},
+    store,
+};
 
 /// Queues that one claim looks at, and tasks that it takes, at most.
 const QUEUES: usize = 64;
@@ -25,8 +30,8 @@ pub trait Perform: Send + Sync + 'static {
     /// the future is handed out.
     fn perform(self: Arc<Self>, task: Claimed, stop: CancellationToken) -> BoxFuture<'static, ()>;
 
-    /// The task is put aside because its owners kept dying; its row is removed afterwards.
-    fn parked(self: Arc<Self>, task: Claimed) -> BoxFuture<'static, ()>;
+    /// The task is put aside because its owners kept dying; its row is removed once this is done.
+    fn parked(self: Arc<Self>, task: Claimed) -> BoxFuture<'static, Result<()>>;
 
     /// Tasks that were claimed together; where that saves nothing, each by itself.
     fn perform_all(self: Arc<Self>, tasks: Vec<Claimed>, stop: CancellationToken) -> BoxFuture<'static, ()> {
@@ -123,8 +128,12 @@ impl Crew {
         let owner = self.queue.process();
         let total_asked = i64::try_from(total).unwrap_or(1);
         let mut conn = self.queue.db.conn().await?;
-        let claimed = store::tasks::claim(&mut conn, owner, self.lane, &queues, &limits, total_asked).await?;
+        let claimed = store::tasks::claim(&mut conn, owner, self.lane, &queues, &limits, total_asked).await;
         drop(conn);
+        let mut claimed = claimed.inspect_err(|_| self.queue.doubt())?;
+        for task in &mut claimed {
+            self.queue.hands.take(task);
+        }
         // Cut short by the total, nothing is known about any queue.
         if claimed.len() < total {
             let mut counts: HashMap<&str, usize> = HashMap::new();
@@ -171,11 +180,18 @@ impl Crew {
 }
 
 async fn set_aside(queue: Queue, performer: Arc<dyn Perform>, task: Claimed) {
-    performer.parked(task.clone()).await;
     let reason = format!("{DEATHS_MAX} processes in a row died while they performed it");
-    let parked = async { store::tasks::park(&mut queue.db.conn().await?, task.id, task.fence, &reason).await };
-    if let Err(error) = parked.await {
-        tracing::warn!(%error, task.kind, task.subject, "a task could not be put aside");
-        queue.give_back(&task, AGAIN);
+    let parked = async {
+        performer.parked(task.clone()).await?;
+        store::tasks::park(&mut queue.db.conn().await?, task.id, task.fence, &reason).await?;
+        Ok::<_, Error>(())
+    };
+    match parked.await {
+        Ok(()) => tracing::error!(task.kind, task.subject, "{reason}: put aside"),
+        Err(error) => {
+            // Nobody has it in hand any more, so it is claimed, and put aside, once more.
+            tracing::warn!(%error, task.kind, task.subject, "a task could not be put aside");
+            queue.doubt();
+        }
     }
 }

@@ -2,9 +2,10 @@
 //! come due moves to where it is claimed, what dead processes held is free again, and queues
 //! with something in them are marked.
 
-use std::time::Duration;
+use std::{collections::HashSet, sync::atomic::Ordering, time::Duration};
 
 use rand::RngExt as _;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Lane, Queue, lease};
@@ -17,10 +18,20 @@ const MOVED_AT_ONCE: usize = 1000;
 /// Nothing is waited for more finely than this.
 const FINEST: Duration = Duration::from_millis(5);
 
+/// What this process owns and nobody in it has in hand is looked for this often, and soon where there
+/// is a doubt.
+const CHECK: Duration = Duration::from_mins(1);
+/// Longer than any statement may take: what is on its way has arrived.
+const ARRIVAL: Duration = Duration::from_secs(12);
+
 /// Looks until `stop`.
 pub async fn keep(queue: Queue, stop: CancellationToken) {
+    let mut lost = Lost::default();
     while !stop.is_cancelled() {
         queue.write_given_back().await;
+        if let Err(error) = lost.look(&queue).await {
+            tracing::debug!(%error, "could not look for tasks that were lost");
+        }
         let due = match look(&queue).await {
             Ok(due) => due,
             Err(error) => {
@@ -68,4 +79,34 @@ async fn look(queue: &Queue) -> Result<Option<Duration>, DbError> {
     }
     let due = store::tasks::next_due_in(&mut conn).await?;
     Ok(due.map(|seconds| Duration::from_secs_f64(seconds.max(0.0))))
+}
+
+/// Tasks that this process owns and nobody in it knows of: the answer to a claim, or to the commit of an
+/// insert, never came, or an attempt panicked. They are freed when they are found so twice.
+#[derive(Default)]
+struct Lost {
+    suspected: HashSet<(i64, i64)>,
+    next: Option<Instant>,
+}
+
+impl Lost {
+    async fn look(&mut self, queue: &Queue) -> Result<(), DbError> {
+        let now = Instant::now();
+        let doubts = self.suspected.is_empty() && queue.doubts.swap(false, Ordering::AcqRel);
+        let next = *self.next.get_or_insert(now + CHECK);
+        if !doubts && now < next {
+            return Ok(());
+        }
+        let mut conn = queue.db.conn().await?;
+        let owned = store::tasks::owned_by(&mut conn, queue.process()).await?;
+        let unknown: HashSet<_> = owned.into_iter().filter(|(id, fence)| !queue.hands.holds(*id, *fence)).collect();
+        for (id, fence) in unknown.intersection(&self.suspected) {
+            if store::tasks::lose(&mut conn, *id, *fence).await? {
+                tracing::warn!(task = id, "a task of this process was lost on the way: it is free again");
+            }
+        }
+        self.suspected = unknown.difference(&std::mem::take(&mut self.suspected)).copied().collect();
+        self.next = Some(now + if self.suspected.is_empty() { CHECK } else { ARRIVAL });
+        Ok(())
+    }
 }

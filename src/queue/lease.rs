@@ -17,6 +17,8 @@ use crate::{
 };
 
 const RENEW: Duration = Duration::from_secs(5);
+/// A renewal has so long even where the time is nearly up.
+const LEAST: Duration = Duration::from_millis(100);
 /// Not renewed for so long: others may soon take over, so stop.
 const GIVE_UP: Duration = Duration::from_secs(10);
 
@@ -63,7 +65,10 @@ impl Lease {
                 () = tokio::time::sleep(RENEW.min(GIVE_UP.saturating_sub(renewed.elapsed()))) => {}
             }
             let asked = Instant::now();
-            match tokio::time::timeout(RENEW, renew(&db, self.id())).await {
+            // An answer that comes after the time is up is as good as none.
+            let patience =
+                if self.standing().is_cancelled() { RENEW } else { GIVE_UP.saturating_sub(renewed.elapsed()) };
+            match tokio::time::timeout(patience.clamp(LEAST, RENEW), renew(&db, self.id())).await {
                 Ok(Ok(true)) => renewed = asked,
                 Ok(Ok(false)) => {
                     self.start_anew(&db).await;

@@ -11,7 +11,10 @@ mod lease;
 mod ready;
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -21,6 +24,7 @@ use uuid::Uuid;
 
 use crate::{
     database::{Conn, Db, DbError},
+    domain::task::Hands,
     error::{Error, Kind},
     metrics::Metrics,
     store,
@@ -49,6 +53,9 @@ pub struct Queue {
     pub look: Arc<Notify>,
     given_back: Arc<Mutex<Vec<(Claimed, Duration)>>>,
     ends: Group<(i64, i64), bool>,
+    hands: Hands,
+    /// Something may have been lost on the way: it is looked for soon.
+    doubts: Arc<AtomicBool>,
     /// Attempts under way in this process.
     pub attempts: TaskTracker,
 }
@@ -74,6 +81,8 @@ impl Queue {
             look: Arc::default(),
             given_back: Arc::default(),
             ends,
+            hands: Hands::default(),
+            doubts: Arc::default(),
             attempts: TaskTracker::new(),
         };
         (queue, writing)
@@ -87,7 +96,14 @@ impl Queue {
     pub async fn insert_owned(&self, tx: &mut Conn, kind: &'static str, subject: &str) -> Result<Claimed, OwnedError> {
         let task = NewTask::work(kind, subject);
         let claimed = store::tasks::insert_owned(tx, &task, self.lease.id()).await.map_err(OwnedError::Db)?;
-        claimed.ok_or(OwnedError::Stale)
+        let mut claimed = claimed.ok_or(OwnedError::Stale)?;
+        self.hands.take(&mut claimed);
+        Ok(claimed)
+    }
+
+    /// This process may own a task that nobody in it knows of.
+    fn doubt(&self) {
+        self.doubts.store(true, Ordering::Release);
     }
 
     /// Puts a task in for whoever comes first. Call [`Queue::wake`] after the commit.

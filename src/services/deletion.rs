@@ -197,9 +197,10 @@ impl Perform for Deletion {
         .boxed()
     }
 
-    fn parked(self: Arc<Self>, task: Claimed) -> BoxFuture<'static, ()> {
+    fn parked(self: Arc<Self>, task: Claimed) -> BoxFuture<'static, Result<()>> {
         async move {
             tracing::error!(task.kind, task.subject, "this was left half-done: whoever worked on it kept dying");
+            Ok(())
         }
         .boxed()
     }

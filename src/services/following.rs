@@ -68,6 +68,8 @@ impl Following {
                 Err(error) if error.kind() == Kind::Unavailable && error.hidden_cause().is_none() => {
                     self.inner.metrics.stale_write(FOLLOW_TASK);
                     tracing::info!(command.id = command.command_id, "another process follows this command now");
+                    // Unless only an answer of the database was lost: then it is followed again.
+                    self.inner.queue.give_back(&task, Duration::ZERO);
                 }
                 Err(error) => self.give_back(&task, &error),
             }
@@ -238,9 +240,10 @@ impl Perform for Following {
         .boxed()
     }
 
-    fn parked(self: Arc<Self>, task: Claimed) -> BoxFuture<'static, ()> {
+    fn parked(self: Arc<Self>, task: Claimed) -> BoxFuture<'static, Result<()>> {
         async move {
             tracing::error!(task.subject, "a command is no longer followed: its followers kept dying");
+            Ok(())
         }
         .boxed()
     }

@@ -231,13 +231,14 @@ impl Perform for Sessions {
         .boxed()
     }
 
-    fn parked(self: Arc<Self>, task: Claimed) -> BoxFuture<'static, ()> {
+    fn parked(self: Arc<Self>, task: Claimed) -> BoxFuture<'static, Result<()>> {
         async move {
             tracing::error!(
                 session.id = task.subject,
                 task.kind,
                 "a session is stuck: whoever worked on it kept dying"
             );
+            Ok(())
         }
         .boxed()
     }

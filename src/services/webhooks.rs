@@ -139,15 +139,13 @@ impl Webhooks {
         store::jobs::lock(&mut tx, &job.id).await?.ok_or_else(|| Error::not_found("job not found"))?;
         let origin = store::deliveries::renew(&mut tx, &job.id, id).await?;
         let queue = origin.ok_or_else(|| Error::not_found("delivery not found"))?;
+        // An attempt under way is of before: what becomes of it says nothing about this one.
         let subject = id.to_string();
-        if !store::tasks::hurry(&mut tx, DELIVER_TASK, &subject).await? {
-            let task =
-                NewTask { lane: Lane::Webhooks, queue: queue.clone(), priority: PRIORITY, kind: DELIVER_TASK, subject };
-            store::tasks::ensure(&mut tx, &task).await?;
-        }
+        store::tasks::cancel(&mut tx, DELIVER_TASK, &subject).await?;
+        let (lane, kind) = (Lane::Webhooks, DELIVER_TASK);
+        parts.queue.insert(&mut tx, &NewTask { lane, queue: queue.clone(), priority: PRIORITY, kind, subject }).await?;
         keep(&mut tx).await?;
         tx.commit().await?;
-        parts.queue.wake_later();
         self.wake(&queue);
         Ok(())
     }
@@ -299,11 +297,11 @@ impl Perform for Webhooks {
         true
     }
 
-    fn parked(self: Arc<Self>, task: Claimed) -> BoxFuture<'static, ()> {
+    fn parked(self: Arc<Self>, task: Claimed) -> BoxFuture<'static, Result<()>> {
         async move {
-            let Ok(id) = task.subject.parse::<Uuid>() else { return };
-            if let Err(error) = self.give_up(&task, id).await {
-                tracing::warn!(%error, delivery.id = %id, "a webhook whose senders kept dying was not given up yet");
+            match task.subject.parse() {
+                Ok(id) => self.give_up(&task, id).await,
+                Err(_) => Ok(()),
             }
         }
         .boxed()
@@ -353,6 +351,9 @@ async fn write(db: &Db, queue: &Queue, outcomes: &[Arc<Outcome>]) -> Result<Vec<
     let mut tx = db.begin().await?;
     store::jobs::lock_all(&mut tx, &jobs).await?;
     let ours = store::deliveries::record(&mut tx, outcomes).await?;
+    for gone in outcomes.iter().filter(|one| one.gone && ours.contains(&(one.task, one.fence))) {
+        store::deliveries::forsake(&mut tx, &gone.job_id, gone.delivery).await?;
+    }
     let next = store::deliveries::release_next(&mut tx, &ended, DELIVER_TASK).await?;
     tx.commit().await?;
     for origin in next {
@@ -361,5 +362,5 @@ async fn write(db: &Db, queue: &Queue, outcomes: &[Arc<Outcome>]) -> Result<Vec<
     if ended.len() < outcomes.len() {
         queue.wake_later();
     }
-    Ok(outcomes.iter().map(|outcome| ours.contains(&outcome.task)).collect())
+    Ok(outcomes.iter().map(|outcome| ours.contains(&(outcome.task, outcome.fence))).collect())
 }

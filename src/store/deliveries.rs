@@ -98,38 +98,30 @@ pub async fn outgoing(c: &mut Conn, ids: &[Uuid]) -> Result<Vec<Outgoing>, DbErr
 }
 
 /// Writes attempts down for the tasks that are still ours: the end of the task or its next time,
-/// the attempt, the status, and nothing more for receivers that are gone. The jobs are held.
-/// Answers the tasks.
-pub async fn record(c: &mut Conn, outcomes: &[Arc<Outcome>]) -> Result<Vec<i64>, DbError> {
+/// the attempt, the status. The jobs are held. Answers tasks and fences.
+pub async fn record(c: &mut Conn, outcomes: &[Arc<Outcome>]) -> Result<Vec<(i64, i64)>, DbError> {
     let sql = "with done as (
                    select * from unnest($1::bigint[], $2::bigint[], $3::uuid[], $4::text[], $5::jsonb[], $6::text[],
-                                        $7::float8[], $8::timestamptz[], $9::boolean[])
-                       as d (task, fence, delivery, job_id, attempt, status, again, next_at, gone)
+                                        $7::float8[], $8::timestamptz[])
+                       as d (task, fence, delivery, job_id, attempt, status, again, next_at)
                ), ours as (
                    delete from task t using done where t.id = done.task and t.fence = done.fence
-                   returning t.id, t.attempt, t.lane, t.priority, t.queue, t.kind, t.subject
+                   returning t.id, t.fence, t.attempt, t.lane, t.priority, t.queue, t.kind, t.subject
                ), again as (
                    insert into task_later (id, run_at, attempt, lane, priority, queue, kind, subject)
                    select o.id, now() + make_interval(secs => d.again), o.attempt, o.lane, o.priority, o.queue, o.kind, o.subject
-                   from ours o join done d on d.task = o.id where d.again is not null
+                   from ours o join done d on d.task = o.id and d.fence = o.fence where d.again is not null
                    on conflict (kind, subject) do nothing
                ), written as (
                    update delivery w
                    set status = d.status, attempts = w.attempts || d.attempt, next_attempt_at = d.next_at,
                        retries = case when d.again is null then w.retries else w.retries + 1 end
-                   from ours o join done d on d.task = o.id
+                   from ours o join done d on d.task = o.id and d.fence = o.fence
                    where w.id = d.delivery
-               ), gone as (
-                   update job set webhook_gone = true from ours o join done d on d.task = o.id
-                   where job.id = d.job_id and d.gone
-               ), unsent as (
-                   update delivery w set status = 'failed'
-                   from ours o join done d on d.task = o.id
-                   where d.gone and w.job_id = d.job_id and w.status = 'pending' and w.id <> d.delivery
                )
-               select id from ours";
+               select id, fence from ours";
     let column = |get: fn(&Outcome) -> i64| outcomes.iter().map(|outcome| get(outcome)).collect::<Vec<_>>();
-    let query = query_scalar(sql)
+    let query = query_as(sql)
         .bind(column(|o| o.task))
         .bind(column(|o| o.fence))
         .bind(outcomes.iter().map(|o| o.delivery).collect::<Vec<_>>())
@@ -137,9 +129,17 @@ pub async fn record(c: &mut Conn, outcomes: &[Arc<Outcome>]) -> Result<Vec<i64>,
         .bind(outcomes.iter().map(|o| Json(o.attempt.clone())).collect::<Vec<_>>())
         .bind(outcomes.iter().map(|o| o.status.text()).collect::<Vec<_>>())
         .bind(outcomes.iter().map(|o| o.again_in_s).collect::<Vec<_>>())
-        .bind(outcomes.iter().map(|o| o.next_attempt_at).collect::<Vec<_>>())
-        .bind(outcomes.iter().map(|o| o.gone).collect::<Vec<_>>());
-    c.scalars(query).await
+        .bind(outcomes.iter().map(|o| o.next_attempt_at).collect::<Vec<_>>());
+    c.all(query).await
+}
+
+/// The receiver is gone: nothing that comes after this delivery is sent to it.
+pub async fn forsake(c: &mut Conn, job: &str, delivery: Uuid) -> Result<(), DbError> {
+    let sql = "with gone as (update job set webhook_gone = true where id = $1)
+               update delivery d set status = 'failed', next_attempt_at = null
+               from delivery last
+               where last.id = $2 and d.job_id = $1 and d.sequence > last.sequence and d.status = 'pending'";
+    c.execute(query(sql).bind(job).bind(delivery)).await.map(drop)
 }
 
 /// The first pending one of each job has a task, here or for later. Answers where one was put in.

@@ -66,7 +66,7 @@ pub async fn lock(c: &mut Conn, id: Uuid) -> Result<bool, DbError> {
 
 /// Lets go of all that a process holds; `deaths` more owners have died with it. Answers how many.
 pub async fn let_go(c: &mut Conn, id: Uuid, deaths: i16) -> Result<u64, DbError> {
-    let sql = "update task set owner = null, deaths = deaths + $2 where owner = $1";
+    let sql = "update task set owner = null, deaths = deaths + $2, fence = 0 where owner = $1";
     c.execute(query(sql).bind(id).bind(deaths)).await
 }
 

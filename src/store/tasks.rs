@@ -19,14 +19,6 @@ pub async fn insert(c: &mut Conn, task: &NewTask) -> Result<i64, DbError> {
     c.scalar(query.bind(task.kind).bind(&task.subject)).await
 }
 
-/// As [`insert`]; does nothing where the subject has such a task.
-pub async fn ensure(c: &mut Conn, task: &NewTask) -> Result<bool, DbError> {
-    let sql = "insert into task (lane, queue, priority, kind, subject) values ($1, $2, $3, $4, $5)
-               on conflict (kind, subject) do nothing";
-    let query = query(sql).bind(task.lane.number()).bind(&task.queue).bind(task.priority);
-    c.execute(query.bind(task.kind).bind(&task.subject)).await.map(|n| n == 1)
-}
-
 /// A task for a process that lives: it owns it from the start. `None` when its lease is gone.
 pub async fn insert_owned(c: &mut Conn, task: &NewTask, owner: Uuid) -> Result<Option<Claimed>, DbError> {
     let sql = format!(
@@ -171,7 +163,18 @@ pub async fn cancel(c: &mut Conn, kind: &str, subject: &str) -> Result<(), DbErr
 
 /// Given back, to be claimed again at once.
 pub async fn release(c: &mut Conn, id: i64, fence: i64) -> Result<bool, DbError> {
-    let sql = "update task set owner = null, deaths = 0 where id = $1 and fence = $2";
+    let sql = "update task set owner = null, deaths = 0, fence = 0 where id = $1 and fence = $2";
+    c.execute(query(sql).bind(id).bind(fence)).await.map(|n| n == 1)
+}
+
+/// All that a process owns, with the fences.
+pub async fn owned_by(c: &mut Conn, owner: Uuid) -> Result<Vec<(i64, i64)>, DbError> {
+    c.all(query_as("select id, fence from task where owner = $1").bind(owner)).await
+}
+
+/// An owner has lost it, which counts as a death.
+pub async fn lose(c: &mut Conn, id: i64, fence: i64) -> Result<bool, DbError> {
+    let sql = "update task set owner = null, deaths = deaths + 1, fence = 0 where id = $1 and fence = $2";
     c.execute(query(sql).bind(id).bind(fence)).await.map(|n| n == 1)
 }
 
@@ -182,12 +185,6 @@ pub async fn defer(c: &mut Conn, id: i64, fence: i64, delay_s: f64) -> Result<bo
                select id, now() + make_interval(secs => $3), attempt, lane, priority, queue, kind, subject from gone
                on conflict (kind, subject) do update set run_at = least(task_later.run_at, excluded.run_at)";
     c.execute(query(sql).bind(id).bind(fence).bind(delay_s)).await.map(|n| n == 1)
-}
-
-/// What waits for its time is due now. False where the subject has no such task waiting.
-pub async fn hurry(c: &mut Conn, kind: &str, subject: &str) -> Result<bool, DbError> {
-    let sql = "update task_later set run_at = now() where kind = $1 and subject = $2";
-    c.execute(query(sql).bind(kind).bind(subject)).await.map(|n| n == 1)
 }
 
 pub async fn park(c: &mut Conn, id: i64, fence: i64, reason: &str) -> Result<bool, DbError> {

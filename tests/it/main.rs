@@ -28,6 +28,7 @@ mod ops;
 mod pitfalls;
 mod projects;
 mod sessions;
+mod simulator;
 mod streams;
 mod tickets;
 mod webhooks;

@@ -80,7 +80,9 @@ impl Runner {
         drop(seat);
         let Some((happening, ending)) = self.conclude(&run, outcome) else {
             self.jobs.inner.parts.metrics.stale_write(RUN_TASK);
-            return tracing::info!(job.id = run.job.id, "this job was cancelled, or another process has it");
+            tracing::info!(job.id = run.job.id, "this job was cancelled, or another process has it");
+            // Unless only an answer of the database was lost: then it begins again.
+            return queue.give_back(&run.task, Duration::ZERO);
         };
         self.end(&run, happening, ending, &stop).await;
     }
@@ -264,13 +266,8 @@ impl Perform for Runner {
         .boxed()
     }
 
-    fn parked(self: Arc<Self>, task: Claimed) -> BoxFuture<'static, ()> {
-        async move {
-            if let Err(error) = self.give_up(&task).await {
-                tracing::warn!(%error, job.id = task.subject, "a job whose workers kept dying is not failed yet");
-            }
-        }
-        .boxed()
+    fn parked(self: Arc<Self>, task: Claimed) -> BoxFuture<'static, Result<()>> {
+        async move { self.give_up(&task).await }.boxed()
     }
 }
 

@@ -65,6 +65,7 @@ impl Attempt {
         }
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "it is how a step ends that goes on")]
     fn then(mut self, stage: Stage, at: Millis) -> Option<Self> {
         (self.stage, self.at) = (stage, at);
         Some(self)
@@ -117,14 +118,7 @@ impl Attempt {
         self.then(Stage::Store(talk, tokens), now)
     }
 
-    fn store(
-        self,
-        job: usize,
-        mut talk: Talk,
-        tokens: i64,
-        process: &mut Process,
-        world: &mut World,
-    ) -> Option<Self> {
+    fn store(self, job: usize, mut talk: Talk, tokens: i64, process: &mut Process, world: &mut World) -> Option<Self> {
         let now = world.db.now;
         match world.ask(|db| db.append(&self.claim, job, talk.n, tokens)) {
             Ok(true) => {
@@ -181,7 +175,7 @@ impl Attempt {
             }
             Stage::Call(retries) => {
                 world.db.called(delivery);
-                let (heard, took) = world.answer_of_receiver(CALL_TIMEOUT);
+                let (heard, took) = answer_of_receiver(world);
                 self.then(Stage::Heard(retries, heard), now + took)
             }
             Stage::Heard(retries, heard) => {
@@ -222,7 +216,8 @@ impl Attempt {
 
 impl Talk {
     fn new(n: i64, world: &mut World) -> Self {
-        let mut talk = Self { n, tokens: u32::try_from(world.within(0..6)).unwrap_or(0), answer: Happening::Answered, hangs: false };
+        let tokens = u32::try_from(world.within(0..6)).unwrap_or(0);
+        let mut talk = Self { n, tokens, answer: Happening::Answered, hangs: false };
         if !world.stormy {
             return talk;
         }
@@ -240,6 +235,25 @@ impl Talk {
             }
         };
         talk
+    }
+}
+
+/// And how long that took.
+fn answer_of_receiver(world: &mut World) -> (delivery::Outcome, Millis) {
+    let status =
+        |code, after: Option<Millis>| delivery::Outcome::Status { code, retry_after: after.map(Duration::from_millis) };
+    let took = world.within(5..800);
+    if !world.stormy {
+        return (status(200, None), took);
+    }
+    match world.within(0..100) {
+        0..58 => (status(200, None), took),
+        58..78 => (status(500, None), took),
+        78..82 => (status(503, Some(world.within(0..40_000))), took),
+        82..84 => (status(410, None), took),
+        84..86 => (delivery::Outcome::Refused("a private address".to_owned()), took),
+        86..92 => (delivery::Outcome::Failed("connection refused".to_owned()), took),
+        _ => (delivery::Outcome::Failed("timed out".to_owned()), CALL_TIMEOUT),
     }
 }
 

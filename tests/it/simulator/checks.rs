@@ -206,9 +206,8 @@ impl Database {
         self.seen.orphans.retain(open);
         for orphan in self.seen.orphans.iter_mut().filter(|orphan| orphan.by < now) {
             if idle_since.is_some_and(|since| since + LOOKED < orphan.by) && self.up_since + RESCUE < now {
-                let Orphan { task, fence, .. } = orphan;
-                let row = &tasks[task];
-                return Err(format!("task {task} of a dead process is not elsewhere after {RESCUE} ms: {fence} {row:?}"));
+                let row = &tasks[&orphan.task];
+                return Err(format!("what a dead process held is not elsewhere after {RESCUE} ms: {row:?}"));
             }
             orphan.by = now + LOOKED;
         }
@@ -240,8 +239,9 @@ impl Database {
         for told in &job.log.states {
             ensure(told.previous == at, || format!("{told:?} does not follow {at:?}"))?;
             let legal = match (at, told.state) {
-                (None | Some(Running), Queued) | (Some(Queued), Running) => true,
-                (Some(Running), Completed | Failed) | (Some(Queued | Running), Cancelled) => true,
+                (None | Some(Running), Queued)
+                | (Some(Queued), Running | Cancelled)
+                | (Some(Running), Completed | Failed | Cancelled) => true,
                 (Some(Queued), Failed) => self.seen.parked.contains(&id),
                 _ => false,
             };
@@ -295,8 +295,8 @@ impl Database {
     pub fn unrest(&self) -> String {
         let jobs: Vec<_> = self.jobs.iter().enumerate().filter(|(_, job)| !job.standing.state.is_ended()).collect();
         let jobs: Vec<_> = jobs.iter().map(|(id, job)| (id, job.standing.state)).collect();
-        let sent = |row: &Delivery| row.status != DeliveryStatus::Pending;
-        let hooks: Vec<_> = self.deliveries.iter().enumerate().filter(|(_, row)| !sent(row)).map(|(id, _)| id).collect();
+        let is_open = |(_, row): &(usize, &Delivery)| row.status == DeliveryStatus::Pending;
+        let hooks: Vec<_> = self.deliveries.iter().enumerate().filter(is_open).map(|(id, _)| id).collect();
         let tasks: Vec<_> = self.tasks.iter().map(|(id, task)| (id, task.subject, task.owner)).collect();
         format!("stuck: jobs {jobs:?}, deliveries {hooks:?}, tasks {tasks:?}")
     }

@@ -248,6 +248,7 @@ impl Database {
             attempt: task.attempt,
             deaths: task.deaths,
             waited: 0.0,
+            in_hand: None,
         }
     }
 

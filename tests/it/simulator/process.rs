@@ -277,7 +277,7 @@ impl Process {
             },
             Look::Bury(mut expired) => {
                 if let Some(process) = expired.pop() {
-                    next = world.ask(|db| db.bury(process, 1)).map(|()| now);
+                    let _the_next_look_does_it = world.ask(|db| db.bury(process, 1));
                     self.look = Look::Bury(expired);
                 } else {
                     self.look = Look::Mark;
@@ -285,7 +285,8 @@ impl Process {
             }
             Look::Mark => {
                 let pause = world.within(LOOK);
-                let found = world.ask(|db| ([Lane::Jobs, Lane::Webhooks].map(|lane| db.has_waiting(lane)), db.next_due()));
+                let found =
+                    world.ask(|db| ([Lane::Jobs, Lane::Webhooks].map(|lane| db.has_waiting(lane)), db.next_due()));
                 next = found.map(|(waiting, due)| {
                     for (crew, waiting) in self.crews.iter_mut().zip(waiting) {
                         crew.marked |= waiting;

@@ -4,11 +4,13 @@
 
 use std::collections::BTreeMap;
 
-use super::{Database, Delivery, Flaw, Job, Log, Outcome, Subject, Task, Told, millis};
-use super::super::domain::{
-    delivery::{self, DeliveryStatus},
-    job::{Happening, JobState, Moves, Standing, Then, decide},
-    task::{Claimed, PRIORITY},
+use super::{
+    super::domain::{
+        delivery::{self, DeliveryStatus},
+        job::{Happening, JobState, Moves, Standing, Then, decide},
+        task::{Claimed, PRIORITY},
+    },
+    Database, Delivery, Flaw, Job, Log, Outcome, Subject, Task, Told, millis,
 };
 
 /// A job fails for good at so many failures.
