@@ -235,7 +235,7 @@ fn connection_is_broken(error: &sqlx::Error) -> bool {
 fn starting_or_stopping(error: &sqlx::Error) -> bool {
     let sqlx::Error::Database(refusal) = error else { return false };
     refusal.code().is_some_and(|code| {
-        code.starts_with("08") || code.starts_with("57P") || matches!(&*code, "53300" | "25006" | "3D000")
+        code.starts_with("08") || code.starts_with("57P") || matches!(&*code, "53300" | "25006" | "25P03" | "3D000")
     })
 }
 

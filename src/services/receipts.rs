@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::{
     database::{Conn, Db},
     error::{Error, Kind, Result},
-    queue::Queue,
+    queue::{Queue, stale},
     store,
 };
 
@@ -28,6 +28,8 @@ const REDACTED: &str = "[redacted]";
 pub struct Slot {
     key_id: Uuid,
     digest: Arc<[u8]>,
+    /// Who took the key, under the lease of that time.
+    process: Uuid,
     kept: Arc<AtomicBool>,
     _under_way: Arc<UnderWay>,
 }
@@ -83,14 +85,14 @@ impl Receipts {
         let body_hash = Sha256::digest(body);
         let under_way = self.mark(key_id, &digest);
         let mut conn = self.db.conn().await?;
-        let is_free = under_way.is_some();
-        let taken =
-            store::idempotency::take(&mut conn, key_id, &digest, &body_hash, self.queue.process(), is_free).await?;
+        let (process, is_free) = (self.queue.process(), under_way.is_some());
+        let taken = store::idempotency::take(&mut conn, key_id, &digest, &body_hash, process, is_free).await?;
         if let Some(under_way) = under_way.filter(|_| taken) {
             let kept = Arc::default();
             return Ok(Taken::First(Slot {
                 key_id,
                 digest: digest.to_vec().into(),
+                process,
                 kept,
                 _under_way: Arc::new(under_way),
             }));
@@ -137,7 +139,7 @@ impl Receipts {
     /// Those of the database.
     pub async fn release(&self, slot: &Slot) -> Result<()> {
         let mut conn = self.db.conn().await?;
-        Ok(store::idempotency::release(&mut conn, slot.key_id, &slot.digest).await?)
+        Ok(store::idempotency::release(&mut conn, slot.key_id, &slot.digest, slot.process).await?)
     }
 }
 
@@ -172,7 +174,7 @@ impl<T> Answer<T> {
     /// Keeps the answer with everything else that this transaction does.
     ///
     /// # Errors
-    /// Those of the database.
+    /// Those of the database; [`stale`] when another process answers this request by now: roll back.
     pub async fn keep(&self, tx: &mut Conn, outcome: &T) -> Result<()> {
         let Some(slot) = &self.slot else { return Ok(()) };
         let mut data = (self.show)(outcome);
@@ -192,7 +194,10 @@ pub fn redact(data: &mut Value, secrets: &[&str]) {
 
 async fn write(c: &mut Conn, slot: &Slot, status: u16, body: &Value) -> Result<()> {
     let bytes = body.to_string().into_bytes();
-    store::idempotency::answer(c, slot.key_id, &slot.digest, i32::from(status), &bytes).await?;
+    let status = i32::from(status);
+    if !store::idempotency::answer(c, slot.key_id, &slot.digest, slot.process, status, &bytes).await? {
+        return Err(stale());
+    }
     slot.kept.store(true, Ordering::Release);
     Ok(())
 }

@@ -43,15 +43,23 @@ pub async fn find(c: &mut Conn, key_id: Uuid, digest: &[u8]) -> Result<Option<En
     c.optional(query_as(sql).bind(key_id).bind(digest)).await
 }
 
-pub async fn answer(c: &mut Conn, key_id: Uuid, digest: &[u8], status: i32, answer: &[u8]) -> Result<(), DbError> {
-    let sql = "update idempotency set status = $3, answer = $4 where key_id = $1 and digest = $2";
-    c.execute(query(sql).bind(key_id).bind(digest).bind(status).bind(answer)).await.map(drop)
+/// False when another process has the key by now: this one was thought dead, and may not answer any more.
+pub async fn answer(
+    c: &mut Conn,
+    key_id: Uuid,
+    digest: &[u8],
+    process: Uuid,
+    status: i32,
+    answer: &[u8],
+) -> Result<bool, DbError> {
+    let sql = "update idempotency set status = $4, answer = $5 where key_id = $1 and digest = $2 and process = $3";
+    c.execute(query(sql).bind(key_id).bind(digest).bind(process).bind(status).bind(answer)).await.map(|n| n == 1)
 }
 
 /// Forgets a key whose request came to no answer that is kept.
-pub async fn release(c: &mut Conn, key_id: Uuid, digest: &[u8]) -> Result<(), DbError> {
-    let sql = "delete from idempotency where key_id = $1 and digest = $2 and status is null";
-    c.execute(query(sql).bind(key_id).bind(digest)).await.map(drop)
+pub async fn release(c: &mut Conn, key_id: Uuid, digest: &[u8], process: Uuid) -> Result<(), DbError> {
+    let sql = "delete from idempotency where key_id = $1 and digest = $2 and process = $3 and status is null";
+    c.execute(query(sql).bind(key_id).bind(digest).bind(process)).await.map(drop)
 }
 
 pub async fn delete_old(c: &mut Conn) -> Result<u64, DbError> {

@@ -113,7 +113,9 @@ async fn a_sink_says_what_it_was_told_and_keeps_what_it_heard() {
     let seen = sink.received(3).await;
     assert_eq!((seen[0].method.as_str(), seen[0].path.as_str()), ("POST", "/a?b=c"));
     assert_eq!((seen[0].header("X-Own"), seen[0].text()), (Some("1"), "{\"n\": 1}"));
-    assert_eq!((sink.listener.connections(), sink.listener.requests_to("/a").len()), (1, 1));
+    // How many connections a client opens is its own affair.
+    assert!((1..=3).contains(&sink.listener.connections()));
+    assert_eq!(sink.listener.requests_to("/a").len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
