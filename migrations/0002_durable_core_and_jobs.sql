@@ -107,6 +107,10 @@ create table delivery (
     next_attempt_at timestamptz,
     constraint delivery_once unique (job_id, sequence)
 ) with (fillfactor = 70);
+create index delivery_pending on delivery (job_id, sequence) where status = 'pending';
+
+-- What is past its time is found without reading what is not: chunks lie in the order of their age.
+create index chunk_age on chunk using brin (created_at);
 
 -- Compressed where the server can.
 do $$ begin

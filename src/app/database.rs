@@ -21,8 +21,14 @@ use crate::{
     database::{ConnectInfo, Db, Embedded, MIGRATIONS},
 };
 
-/// Connections of one process.
-const POOL: u32 = 20;
+/// Connections of one process for requests.
+const POOL: u32 = 16;
+/// And for the durable core, which must not wait for requests.
+const CORE: u32 = 6;
+/// As the client's own limit: what it has given up is not to be done later.
+const STATEMENT_LIMIT: &str = "10s";
+/// A process that stands still in the middle of a transaction must not hold its rows for ever.
+const IDLE_LIMIT: &str = "10s";
 const WAIT_MAX: Duration = Duration::from_secs(5);
 /// How often a crashed embedded server is looked for.
 const LOOK: Duration = Duration::from_secs(1);
@@ -37,6 +43,9 @@ pub enum Why {
 /// A database that answers, and the server behind it where that is ours.
 pub struct Attached {
     pub db: Db,
+    /// The same database, for the durable core alone. Its statements are planned each time: a plan that was
+    /// kept while a queue was empty reads the whole of it when it is full.
+    pub core: Db,
     embedded: Option<Arc<Mutex<Option<Embedded>>>>,
 }
 
@@ -49,7 +58,7 @@ pub async fn attach(config: &Config, data_dir: &DataDir, exe: &Path, waiting: im
         EmbeddedOrUrl::Url(url) => {
             let options =
                 PgConnectOptions::from_str(url).map_err(|error| Why::Setting(format!("DATABASE_URL: {error}")))?;
-            Attached { db: Db::new(ours(options), POOL), embedded: None }
+            attached(&options, None)
         }
         EmbeddedOrUrl::Embedded { bin_dir } => embedded(data_dir.postgres(), bin_dir.clone(), exe.to_owned()).await?,
     };
@@ -61,8 +70,15 @@ pub async fn attach(config: &Config, data_dir: &DataDir, exe: &Path, waiting: im
 async fn embedded(dir: PathBuf, bin_dir: Option<PathBuf>, exe: PathBuf) -> Result<Attached, Why> {
     let started = tokio::task::spawn_blocking(move || Embedded::start(&dir, bin_dir.as_deref(), &exe)).await;
     let server = started.map_err(|error| Why::Failed(error.to_string()))?.map_err(Why::Failed)?;
-    let db = Db::new(options_of(server.info()), POOL);
-    Ok(Attached { db, embedded: Some(Arc::new(Mutex::new(Some(server)))) })
+    let options = options_of(server.info());
+    Ok(attached(&options, Some(Arc::new(Mutex::new(Some(server))))))
+}
+
+fn attached(options: &PgConnectOptions, embedded: Option<Arc<Mutex<Option<Embedded>>>>) -> Attached {
+    let limits = [("statement_timeout", STATEMENT_LIMIT), ("idle_in_transaction_session_timeout", IDLE_LIMIT)];
+    let options = named(options.clone()).options(limits);
+    let core = options.clone().options([("plan_cache_mode", "force_custom_plan")]);
+    Attached { db: Db::new(options, POOL), core: Db::new(core, CORE), embedded }
 }
 
 /// How to connect to an embedded server.
@@ -73,12 +89,11 @@ pub fn options_of(info: &ConnectInfo) -> PgConnectOptions {
         .username(&info.user)
         .password(&info.password)
         .database(&info.database);
-    ours(options)
+    named(options)
 }
 
-fn ours(options: PgConnectOptions) -> PgConnectOptions {
-    // A process that stands still in the middle of a transaction must not hold its rows for ever.
-    options.application_name("rdev").options([("idle_in_transaction_session_timeout", "10s")])
+fn named(options: PgConnectOptions) -> PgConnectOptions {
+    options.application_name("rdev")
 }
 
 async fn wait_for(db: &Db, waiting: impl Fn()) {
@@ -109,7 +124,10 @@ async fn wait_for(db: &Db, waiting: impl Fn()) {
 /// One clear line: a newer schema, or a migration that failed.
 pub async fn migrate(db: &Db, run: bool) -> Result<(), Why> {
     if run {
-        return MIGRATIONS.run(db.pool()).await.map_err(explain);
+        // A migration may take its time.
+        let options = (*db.pool().connect_options()).clone().options([("statement_timeout", "0")]);
+        let mut conn = PgConnection::connect_with(&options).await.map_err(|error| explain(error.into()))?;
+        return MIGRATIONS.run(&mut conn).await.map_err(explain);
     }
     let known = MIGRATIONS.iter().map(|m| m.version).max().unwrap_or(0);
     let applied = async {

@@ -27,6 +27,8 @@ use crate::{
 
 /// Kept of the time for an orderly stop for what comes after the requests.
 const LET_GO: Duration = Duration::from_secs(5);
+/// For letting go of what this process holds, however late it is.
+const GOODBYE: Duration = Duration::from_secs(2);
 /// What ends at once nearly always.
 const GRACE: Duration = Duration::from_millis(500);
 
@@ -91,6 +93,10 @@ impl App {
         let db = attached.db.clone();
         let lease = Lease::new(config.workers);
         let lock = join_processes(&db, &lease, &data_dir).await?;
+        // Beyond the stop: what is under way then is still ours.
+        let renewing = CancellationToken::new();
+        let (kept, kept_db, kept_stop) = (lease.clone(), attached.core.clone(), renewing.clone());
+        background.spawn(async move { kept.keep(kept_db, kept_stop).await });
         let ingredients = Ingredients {
             config: &config,
             clock,
@@ -98,6 +104,7 @@ impl App {
             data_dir,
             address,
             db: db.clone(),
+            core: attached.core.clone(),
             lease: lease.clone(),
             stop: stop.clone(),
         };
@@ -107,11 +114,6 @@ impl App {
         if let Some(listener) = metrics_listener {
             serve_metrics(listener, &built, &background, &stop);
         }
-        let kept = lease.clone();
-        // Beyond the stop: what is under way then is still ours.
-        let renewing = CancellationToken::new();
-        let (kept_db, kept_stop) = (db.clone(), renewing.clone());
-        background.spawn(async move { kept.keep(kept_db, kept_stop).await });
         attached.keep(&background, &stop);
         front.open(built.router.clone());
         built.start(&background, &stop);
@@ -135,25 +137,30 @@ impl App {
         self.built.requests.close();
         let _late = tokio::time::timeout_at(requests_until, self.built.requests.wait()).await;
         self.front.close(requests_until.max(Instant::now() + GRACE)).await;
-        self.lease.standing().cancel();
+        self.lease.leave();
         self.built.queue.attempts.close();
         let _late = tokio::time::timeout_at(deadline, self.built.queue.attempts.wait()).await;
-        let _late = tokio::time::timeout_at(deadline, self.built.forge.close()).await;
         self.renewing.cancel();
-        if let Ok(Err(error)) = tokio::time::timeout_at(deadline, self.say_goodbye()).await {
-            tracing::warn!(%error, "could not say goodbye to the database; other processes wait for the lease");
+        // Whatever the time: otherwise others wait for the lease, and every task counts a death.
+        match tokio::time::timeout_at(deadline.max(Instant::now() + GOODBYE), self.say_goodbye()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "could not say goodbye to the database; other processes wait for the lease");
+            }
+            Err(_) => tracing::warn!("the database takes too long for a goodbye; other processes wait for the lease"),
         }
+        let _late = tokio::time::timeout_at(deadline.max(Instant::now() + GRACE), self.built.forge.close()).await;
         self.background.close();
         let _late = tokio::time::timeout(GRACE, self.background.wait()).await;
         let _late = tokio::time::timeout(GRACE, self.db.close()).await;
+        let _late = tokio::time::timeout(GRACE, self.attached.core.close()).await;
         self.attached.stop().await;
     }
 
     /// Gives back what this process holds.
     async fn say_goodbye(&self) -> Result<(), Error> {
-        self.built.keys.flush_uses().await?;
         queue::bury(&self.db, self.lease.id(), 0).await?;
-        Ok(())
+        self.built.keys.flush_uses().await
     }
 
     /// `RDEV_STOP_COMMANDS=end`: the commands that this process follows end before it does.

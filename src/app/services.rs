@@ -61,6 +61,7 @@ pub struct Ingredients<'a> {
     pub data_dir: DataDir,
     pub address: SocketAddr,
     pub db: Db,
+    pub core: Db,
     pub lease: Lease,
     pub stop: CancellationToken,
 }
@@ -91,6 +92,7 @@ type CrewPlan = (Lane, Arc<dyn Room>, Vec<Arc<dyn Perform>>);
 /// What all rules stand on.
 struct Ground {
     db: Db,
+    core: Db,
     clock: Clock,
     metrics: Metrics,
     queue: Queue,
@@ -172,7 +174,7 @@ pub async fn build(given: Ingredients<'_>, background: &TaskTracker) -> Result<B
 async fn ground(given: &Ingredients<'_>, background: &TaskTracker) -> Result<Ground, Why> {
     let (config, db, clock) = (given.config, given.db.clone(), given.clock.clone());
     let metrics = Metrics::new();
-    let (queue, ending) = Queue::new(db.clone(), given.lease.clone(), metrics.clone());
+    let (queue, ending) = Queue::new(given.core.clone(), given.lease.clone(), metrics.clone());
     background.spawn(ending);
     let outbox = Outbox::default();
     let hub = Hub::new(outbox.clone());
@@ -192,6 +194,7 @@ async fn ground(given: &Ingredients<'_>, background: &TaskTracker) -> Result<Gro
         upstreams: Upstreams::new(config.upstreams.clone(), config.workers as usize, clock.clone())
             .map_err(Why::Failed)?,
         db,
+        core: given.core.clone(),
         clock,
         queue,
         outbox,
@@ -264,7 +267,7 @@ fn rules(ground: &Ground, config: &Config, address: SocketAddr, background: &Tas
     });
     let access = GitAccess::new(db(), clock(), keys.clone(), forge);
     let (webhooks, recording) = Webhooks::new(webhooks::Parts {
-        db: db(),
+        db: ground.core.clone(),
         clock: clock(),
         queue: queue(),
         metrics: metrics.clone(),
@@ -275,6 +278,7 @@ fn rules(ground: &Ground, config: &Config, address: SocketAddr, background: &Tas
     background.spawn(recording);
     let jobs = Jobs::new(jobs::Parts {
         db: db(),
+        core: ground.core.clone(),
         clock: clock(),
         queue: queue(),
         streams: streams(),
@@ -379,10 +383,7 @@ impl Built {
     pub fn start(&self, background: &TaskTracker, stop: &CancellationToken) {
         let me = self.queue.process();
         let (ready, outbox) = (self.queue.ready.clone(), self.outbox.clone());
-        let ears = vec![
-            (notify::CHANNEL, notify::ear(self.hub.clone())),
-            (queue::CHANNEL, ready.ear(self.queue.look.clone())),
-        ];
+        let ears = vec![(notify::CHANNEL, notify::ear(self.hub.clone())), (queue::CHANNEL, ready.ear())];
         let tell = |channel, some, take| news::tell(self.db.clone(), channel, me, some, take, stop.clone());
         let events: Take = Box::new(move || outbox.take());
         let tasks: Take = Box::new(move || ready.news());

@@ -59,6 +59,7 @@ impl NewTask {
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub struct Claimed {
     pub id: i64,
+    pub lane: i16,
     pub queue: String,
     pub kind: String,
     pub subject: String,

@@ -75,6 +75,13 @@ impl Room for Free {
     }
 }
 
+/// A queue that is claimed from.
+struct Asked {
+    queue: String,
+    mark: u64,
+    room: usize,
+}
+
 /// The claimer of a lane.
 pub struct Crew {
     queue: Queue,
@@ -112,23 +119,20 @@ impl Crew {
     /// Claims and starts what there is room for; whether it is worth looking again at once.
     async fn claim(&self) -> Result<bool, DbError> {
         let standing = self.queue.standing();
-        let ready = self.queue.ready.some(self.lane, QUEUES);
         let total = self.room.total().min(BATCH);
-        if standing.is_cancelled() || ready.is_empty() || total == 0 {
+        if standing.is_cancelled() || total == 0 {
             return Ok(false);
         }
-        let names: Vec<String> = ready.iter().map(|(queue, _)| queue.clone()).collect();
-        let rooms = self.room.of(&names);
-        let asked: Vec<_> = ready.into_iter().zip(rooms).filter(|(_, room)| *room > 0).collect();
+        let (asked, all_seen) = self.with_room();
         if asked.is_empty() {
             return Ok(false);
         }
-        let queues: Vec<String> = asked.iter().map(|((queue, _), _)| queue.clone()).collect();
-        let limits: Vec<i32> = asked.iter().map(|(_, room)| i32::try_from(*room).unwrap_or(i32::MAX)).collect();
+        let queues: Vec<String> = asked.iter().map(|one| one.queue.clone()).collect();
+        let rooms: Vec<i32> = asked.iter().map(|one| i32::try_from(one.room).unwrap_or(i32::MAX)).collect();
         let owner = self.queue.process();
-        let total_asked = i64::try_from(total).unwrap_or(1);
+        let most = i64::try_from(total).unwrap_or(1);
         let mut conn = self.queue.db.conn().await?;
-        let claimed = store::tasks::claim(&mut conn, owner, self.lane, &queues, &limits, total_asked).await;
+        let claimed = store::tasks::claim(&mut conn, owner, self.lane, &queues, &rooms, most).await;
         drop(conn);
         let mut claimed = claimed.inspect_err(|_| self.queue.doubt())?;
         for task in &mut claimed {
@@ -136,19 +140,41 @@ impl Crew {
         }
         // Cut short by the total, nothing is known about any queue.
         if claimed.len() < total {
-            let mut counts: HashMap<&str, usize> = HashMap::new();
-            for task in &claimed {
-                *counts.entry(&task.queue).or_default() += 1;
-            }
-            for ((queue, mark), room) in &asked {
-                if counts.get(queue.as_str()).copied().unwrap_or(0) < *room {
-                    self.queue.ready.exhausted(self.lane, queue, *mark);
-                }
-            }
+            self.forget_exhausted(&asked, &claimed);
         }
         let found = !claimed.is_empty();
         self.start(claimed, &standing);
-        Ok(found)
+        Ok(found || !all_seen)
+    }
+
+    /// Queues that hold something, from where the last look ended, and whether there are no more. Those
+    /// without room are passed over, however many they are.
+    fn with_room(&self) -> (Vec<Asked>, bool) {
+        let mut seen = 0;
+        loop {
+            let (ready, known) = self.queue.ready.some(self.lane, QUEUES);
+            seen += ready.len();
+            let names: Vec<String> = ready.iter().map(|(queue, _)| queue.clone()).collect();
+            let rooms = self.room.of(&names);
+            let all = ready.into_iter().zip(rooms).map(|((queue, mark), room)| Asked { queue, mark, room });
+            let asked: Vec<_> = all.filter(|one| one.room > 0).collect();
+            if !asked.is_empty() || seen >= known {
+                return (asked, seen >= known);
+            }
+        }
+    }
+
+    /// A queue that gave less than there was room for holds no more.
+    fn forget_exhausted(&self, asked: &[Asked], claimed: &[Claimed]) {
+        let mut counts: HashMap<&str, usize> = HashMap::new();
+        for task in claimed {
+            *counts.entry(&task.queue).or_default() += 1;
+        }
+        for Asked { queue, mark, room } in asked {
+            if counts.get(queue.as_str()).copied().unwrap_or(0) < *room {
+                self.queue.ready.exhausted(self.lane, queue, *mark);
+            }
+        }
     }
 
     fn start(&self, claimed: Vec<Claimed>, standing: &CancellationToken) {

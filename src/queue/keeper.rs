@@ -15,8 +15,10 @@ use crate::{database::DbError, domain::task::LEASE, store};
 const LOOK_MS: std::ops::Range<u64> = 500..1000;
 /// Tasks that one statement moves.
 const MOVED_AT_ONCE: usize = 1000;
-/// Nothing is waited for more finely than this.
-const FINEST: Duration = Duration::from_millis(5);
+/// Nothing is waited for more finely than this, and no look comes sooner after another.
+const FINEST: Duration = Duration::from_millis(10);
+/// Queues that are marked by one look, at most.
+const QUEUES_MAX: i64 = 100_000;
 
 /// What this process owns and nobody in it has in hand is looked for this often, and soon where there
 /// is a doubt.
@@ -27,31 +29,33 @@ const ARRIVAL: Duration = Duration::from_secs(12);
 /// Looks until `stop`.
 pub async fn keep(queue: Queue, stop: CancellationToken) {
     let mut lost = Lost::default();
+    let mut poll = Instant::now();
     while !stop.is_cancelled() {
         queue.write_given_back().await;
-        if let Err(error) = lost.look(&queue).await {
-            tracing::debug!(%error, "could not look for tasks that were lost");
-        }
-        let due = match look(&queue).await {
-            Ok(due) => due,
-            Err(error) => {
+        if Instant::now() >= poll {
+            if let Err(error) = search(&queue, &mut lost).await {
                 tracing::debug!(%error, "could not look for tasks");
-                None
             }
-        };
-        let pause = Duration::from_millis(rand::rng().random_range(LOOK_MS));
-        let pause = due.map_or(pause, |due| due.clamp(FINEST, pause));
+            poll = Instant::now() + Duration::from_millis(rand::rng().random_range(LOOK_MS));
+        }
+        let due = move_due(&queue).await.unwrap_or_else(|error| {
+            tracing::debug!(%error, "could not look for what is due");
+            None
+        });
+        tokio::time::sleep(FINEST).await;
+        let until = due.map_or(poll, |due| poll.min(Instant::now() + due));
         tokio::select! {
             () = stop.cancelled() => {}
             () = queue.look.notified() => {}
-            () = tokio::time::sleep(pause) => {}
+            () = queue.ready.search.notified() => poll = Instant::now(),
+            () = tokio::time::sleep_until(until) => {}
         }
     }
     queue.write_given_back().await;
 }
 
-/// One look. Answers when the next task comes due.
-async fn look(queue: &Queue) -> Result<Option<Duration>, DbError> {
+/// Moves what has come due to where it is claimed. Answers when the next will.
+async fn move_due(queue: &Queue) -> Result<Option<Duration>, DbError> {
     let mut conn = queue.db.conn().await?;
     loop {
         let limit = i64::try_from(MOVED_AT_ONCE).unwrap_or(i64::MAX);
@@ -65,20 +69,26 @@ async fn look(queue: &Queue) -> Result<Option<Duration>, DbError> {
             break;
         }
     }
-    for (lane, name) in store::tasks::waiting_queues(&mut conn).await? {
-        if let Some(lane) = Lane::of(lane) {
-            queue.ready.mark(lane, &name);
-        }
-    }
-    for process in store::processes::expired(&mut conn, LEASE.as_secs_f64()).await? {
+    let due = store::tasks::next_due_in(&mut conn).await?;
+    Ok(due.map(|seconds| Duration::from_secs_f64(seconds.max(0.0))))
+}
+
+/// The dead are buried, what waits anywhere is marked, what was lost is found.
+async fn search(queue: &Queue, lost: &mut Lost) -> Result<(), DbError> {
+    let mut conn = queue.db.conn().await?;
+    for process in store::processes::expired(&mut conn, queue.process(), LEASE.as_secs_f64()).await? {
         match lease::bury(&queue.db, process, 1).await {
             Ok(held) => tracing::info!(%process, held, "the lease of a process has run out: its tasks are free"),
             Err(error) => tracing::warn!(%error, %process, "a dead process is not buried yet"),
         }
-        queue.look.notify_one();
     }
-    let due = store::tasks::next_due_in(&mut conn).await?;
-    Ok(due.map(|seconds| Duration::from_secs_f64(seconds.max(0.0))))
+    for (lane, name) in store::tasks::waiting_queues(&mut conn, QUEUES_MAX).await? {
+        if let Some(lane) = Lane::of(lane) {
+            queue.ready.mark(lane, &name);
+        }
+    }
+    drop(conn);
+    lost.look(queue).await.inspect_err(|_| queue.doubt())
 }
 
 /// Tasks that this process owns and nobody in it knows of: the answer to a claim, or to the commit of an

@@ -2,7 +2,10 @@
 //! that could not renew in time drops what it was doing and goes on under a new one.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -17,6 +20,8 @@ use crate::{
 };
 
 const RENEW: Duration = Duration::from_secs(5);
+/// Pause after a renewal that failed.
+const AGAIN: Duration = Duration::from_millis(500);
 /// A renewal has so long even where the time is nearly up.
 const LEAST: Duration = Duration::from_millis(100);
 /// Not renewed for so long: others may soon take over, so stop.
@@ -28,12 +33,27 @@ pub struct Lease {
     current: Arc<Mutex<(Uuid, CancellationToken)>>,
     /// Jobs that this process runs at once, for others to see.
     slots: u32,
+    leaving: Arc<AtomicBool>,
 }
 
 impl Lease {
     /// A lease that is not registered yet.
     pub fn new(slots: u32) -> Self {
-        Self { current: Arc::new(Mutex::new((Uuid::now_v7(), CancellationToken::new()))), slots }
+        Self {
+            current: Arc::new(Mutex::new((Uuid::now_v7(), CancellationToken::new()))),
+            slots,
+            leaving: Arc::default(),
+        }
+    }
+
+    /// An orderly stop: what is under way is to be given back, under the identity that it was claimed with.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Release);
+        self.standing().cancel();
+    }
+
+    fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
     }
 
     pub fn id(&self) -> Uuid {
@@ -59,31 +79,34 @@ impl Lease {
     /// Renews until `stop`; on the way out the row is left to its owner to remove.
     pub async fn keep(&self, db: Db, stop: CancellationToken) {
         let mut renewed = Instant::now();
+        let mut pause = RENEW;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(RENEW.min(GIVE_UP.saturating_sub(renewed.elapsed()))) => {}
+                () = tokio::time::sleep(pause) => {}
             }
+            pause = RENEW;
             let asked = Instant::now();
             // An answer that comes after the time is up is as good as none.
             let patience =
                 if self.standing().is_cancelled() { RENEW } else { GIVE_UP.saturating_sub(renewed.elapsed()) };
             match tokio::time::timeout(patience.clamp(LEAST, RENEW), renew(&db, self.id())).await {
                 Ok(Ok(true)) => renewed = asked,
-                Ok(Ok(false)) => {
+                Ok(Ok(false)) if !self.is_leaving() => {
                     self.start_anew(&db).await;
                     renewed = Instant::now();
                 }
+                Ok(Ok(false)) => {}
                 Ok(Err(_)) | Err(_) => {
                     tracing::warn!("the lease of this process could not be renewed");
-                    tokio::time::sleep(Duration::from_millis(200)).await;
+                    pause = AGAIN;
                 }
             }
             if renewed.elapsed() >= GIVE_UP && !self.standing().is_cancelled() {
                 tracing::warn!("no renewal for {GIVE_UP:?}: letting go of all tasks");
                 self.standing().cancel();
             }
-            if renewed.elapsed() < GIVE_UP && self.standing().is_cancelled() {
+            if renewed.elapsed() < GIVE_UP && self.standing().is_cancelled() && !self.is_leaving() {
                 self.start_anew(&db).await;
             }
         }

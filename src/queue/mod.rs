@@ -49,8 +49,8 @@ pub struct Queue {
     lease: Lease,
     metrics: Metrics,
     pub ready: Ready,
-    /// Rings when somebody should look for what is due or waiting.
-    pub look: Arc<Notify>,
+    /// Rings when something was given back or put in for later.
+    look: Arc<Notify>,
     given_back: Arc<Mutex<Vec<(Claimed, Duration)>>>,
     ends: Group<(i64, i64), bool>,
     hands: Hands,
@@ -193,11 +193,21 @@ impl Queue {
     /// Writes down what was given back; what cannot be written now is kept.
     async fn write_given_back(&self) {
         let given = std::mem::take(&mut *self.given_back.lock().unwrap_or_else(PoisonError::into_inner));
-        for (task, delay) in given {
-            let back = async { put_back(&mut self.db.conn().await?, &task, delay).await };
-            if let Err(error) = back.await {
-                tracing::debug!(%error, task.kind, task.subject, "a task is not given back yet");
-                self.given_back.lock().unwrap_or_else(PoisonError::into_inner).push((task, delay));
+        if given.is_empty() {
+            return;
+        }
+        let ids: Vec<i64> = given.iter().map(|(task, _)| task.id).collect();
+        let fences: Vec<i64> = given.iter().map(|(task, _)| task.fence).collect();
+        let delays: Vec<f64> = given.iter().map(|(_, delay)| delay.as_secs_f64()).collect();
+        let back = async { store::tasks::put_back_all(&mut self.db.conn().await?, &ids, &fences, &delays).await };
+        if let Err(error) = back.await {
+            tracing::debug!(%error, count = given.len(), "tasks are not given back yet");
+            self.given_back.lock().unwrap_or_else(PoisonError::into_inner).extend(given);
+            return;
+        }
+        for (task, _) in given.iter().filter(|(_, delay)| delay.is_zero()) {
+            if let Some(lane) = Lane::of(task.lane) {
+                self.ready.mark_and_tell(lane, &task.queue);
             }
         }
     }

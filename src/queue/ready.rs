@@ -22,6 +22,8 @@ pub struct Ready {
     bells: Arc<[Notify; Lane::ALL.len()]>,
     to_tell: Arc<Mutex<HashSet<(Lane, String)>>>,
     pub some_to_tell: Arc<Notify>,
+    /// Others had too much to tell: everything is to be looked for.
+    pub search: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -63,8 +65,8 @@ impl Ready {
         &self.bells[lane as usize]
     }
 
-    /// Up to `most` queues and their marks, going on where the last call ended.
-    pub fn some(&self, lane: Lane, most: usize) -> Vec<(String, u64)> {
+    /// Up to `most` queues and their marks, going on where the last call ended, and how many there are in all.
+    pub fn some(&self, lane: Lane, most: usize) -> (Vec<(String, u64)>, usize) {
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         let waiting = lanes.entry(lane).or_default();
         let turn = (std::ops::Bound::Excluded(waiting.turn.clone()), std::ops::Bound::Unbounded);
@@ -74,7 +76,7 @@ impl Ready {
         if found.len() == most {
             waiting.turn = found.last().map(|(queue, _)| queue.clone()).unwrap_or_default();
         }
-        found
+        (found, waiting.queues.len())
     }
 
     /// The queue was found to hold no more, unless it was marked meanwhile.
@@ -86,7 +88,7 @@ impl Ready {
         }
     }
 
-    /// What there is to tell others; a lane's number alone stands for what did not fit.
+    /// What there is to tell others; an empty list stands for more than fits.
     pub fn news(&self) -> Option<String> {
         let told = std::mem::take(&mut *self.to_tell.lock().unwrap_or_else(PoisonError::into_inner));
         if told.is_empty() {
@@ -94,17 +96,16 @@ impl Ready {
         }
         let list: Vec<(i16, &str)> = told.iter().map(|(lane, queue)| (lane.number(), queue.as_str())).collect();
         let text = serde_json::to_string(&list).unwrap_or_default();
-        // Who is told nothing in particular looks.
         Some(if text.len() > PAYLOAD_MAX - 64 { "[]".to_owned() } else { text })
     }
 
     /// What is done with the news of others.
-    pub fn ear(&self, look: Arc<Notify>) -> Ear {
+    pub fn ear(&self) -> Ear {
         let ready = self.clone();
         Arc::new(move |text| {
             let list: Vec<(i16, String)> = serde_json::from_str(text).unwrap_or_default();
             if list.is_empty() {
-                look.notify_one();
+                ready.search.notify_one();
             }
             for (lane, queue) in list {
                 if let Some(lane) = Lane::of(lane) {
@@ -123,12 +124,12 @@ mod tests {
     fn a_mark_that_comes_during_a_claim_is_kept() {
         let ready = Ready::default();
         ready.mark(Lane::Work, "a");
-        let (queue, mark) = ready.some(Lane::Work, 8).remove(0);
+        let (queue, mark) = ready.some(Lane::Work, 8).0.remove(0);
         ready.mark(Lane::Work, "a");
         ready.exhausted(Lane::Work, &queue, mark);
-        let (queue, mark) = ready.some(Lane::Work, 8).remove(0);
+        let (queue, mark) = ready.some(Lane::Work, 8).0.remove(0);
         ready.exhausted(Lane::Work, &queue, mark);
-        assert!(ready.some(Lane::Work, 8).is_empty());
+        assert_eq!(ready.some(Lane::Work, 8), (Vec::new(), 0));
     }
 
     #[test]
@@ -139,7 +140,7 @@ mod tests {
         }
         let mut seen: Vec<String> = Vec::new();
         for _ in 0..3 {
-            seen.extend(ready.some(Lane::Webhooks, 2).into_iter().map(|(queue, _)| queue));
+            seen.extend(ready.some(Lane::Webhooks, 2).0.into_iter().map(|(queue, _)| queue));
         }
         assert_eq!(seen, ["a", "b", "c", "d", "e", "a"]);
     }
@@ -150,8 +151,8 @@ mod tests {
         here.mark_and_tell(Lane::Jobs, "llama3:latest");
         let text = here.news().expect("something to tell");
         assert_eq!(here.news(), None);
-        there.ear(Arc::default())(&text);
-        assert_eq!(there.some(Lane::Jobs, 8).len(), 1);
+        there.ear()(&text);
+        assert_eq!(there.some(Lane::Jobs, 8).1, 1);
         assert_eq!(there.news(), None, "what was heard is not told on");
     }
 }

@@ -51,6 +51,8 @@ const REMOVED_AT_ONCE: i64 = 100;
 /// What the service is made of.
 pub struct Parts {
     pub db: Db,
+    /// For what works on tasks.
+    pub core: Db,
     pub clock: Clock,
     pub queue: Queue,
     pub streams: Streams,
@@ -277,7 +279,7 @@ impl Jobs {
     /// Those of the database.
     pub async fn cancel(&self, job: &Job) -> Result<Job> {
         let parts = &self.inner.parts;
-        let mut tx = parts.db.begin().await?;
+        let mut tx = parts.core.begin().await?;
         let mut job = store::jobs::lock(&mut tx, &job.id).await?.ok_or_else(|| Error::not_found("job not found"))?;
         let Some(moves) = self.decide(&job, Happening::Cancelled) else { return Ok(job) };
         store::tasks::cancel(&mut tx, RUN_TASK, &job.id).await?;
@@ -322,9 +324,18 @@ impl Jobs {
     /// # Errors
     /// Those of the database.
     pub async fn sweep(&self) -> Result<()> {
-        let db = &self.inner.parts.db;
-        while store::jobs::delete_past(&mut db.conn().await?, self.past(), REMOVED_AT_ONCE).await? > 0 {}
-        Ok(())
+        loop {
+            let mut tx = self.inner.parts.db.begin().await?;
+            let past = store::jobs::lock_past(&mut tx, self.past(), REMOVED_AT_ONCE).await?;
+            if past.is_empty() {
+                return Ok(());
+            }
+            let gone = store::jobs::delete(&mut tx, &past).await?;
+            tx.commit().await?;
+            if gone == 0 {
+                return Ok(());
+            }
+        }
     }
 
     /// Keeps the inventory of upstreams current.

@@ -4,7 +4,7 @@
 
 mod receivers;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use self::receivers::Receivers;
+use self::receivers::{Place, Receivers};
 use crate::{
     database::{Conn, Db},
     domain::{
@@ -142,8 +142,7 @@ impl Webhooks {
         // An attempt under way is of before: what becomes of it says nothing about this one.
         let subject = id.to_string();
         store::tasks::cancel(&mut tx, DELIVER_TASK, &subject).await?;
-        let (lane, kind) = (Lane::Webhooks, DELIVER_TASK);
-        parts.queue.insert(&mut tx, &NewTask { lane, queue: queue.clone(), priority: PRIORITY, kind, subject }).await?;
+        store::deliveries::release_one(&mut tx, &job.id, id, DELIVER_TASK).await?;
         keep(&mut tx).await?;
         tx.commit().await?;
         self.wake(&queue);
@@ -160,70 +159,51 @@ impl Webhooks {
     }
 
     /// Sends what was claimed together: read together, sent each in its own time.
-    async fn deliver(self, tasks: Vec<Claimed>, stop: CancellationToken) {
-        let parts = &self.inner.parts;
-        let ids: Vec<Uuid> = tasks.iter().filter_map(|task| task.subject.parse().ok()).collect();
-        let read = async { store::deliveries::outgoing(&mut parts.db.conn().await?, &ids).await };
-        let outgoing = match read.await {
-            Ok(outgoing) => outgoing,
+    async fn deliver(self, tasks: Vec<(Claimed, Place)>, stop: CancellationToken) {
+        let queue = &self.inner.parts.queue;
+        let ids: Vec<Uuid> = tasks.iter().filter_map(|(task, _)| task.subject.parse().ok()).collect();
+        let read = async { store::deliveries::outgoing(&mut self.inner.parts.db.conn().await?, &ids).await };
+        let mut outgoing: HashMap<String, Outgoing> = match read.await {
+            Ok(outgoing) => outgoing.into_iter().map(|one| (one.id.to_string(), one)).collect(),
             Err(error) => {
                 tracing::warn!(%error, "webhooks could not be read, again shortly");
-                for task in &tasks {
-                    self.let_go(task, AGAIN);
-                }
-                return;
+                return tasks.iter().for_each(|(task, _)| queue.give_back(task, AGAIN));
             }
         };
-        for task in tasks {
-            let this = self.clone();
-            match outgoing.iter().find(|one| one.id.to_string() == task.subject) {
-                Some(one) => {
-                    let (one, stop) = (one.clone(), stop.clone());
-                    parts.queue.attempts.spawn(async move { this.attempt(task, one, stop).await });
+        for (task, place) in tasks {
+            let (this, stop, one) = (self.clone(), stop.clone(), outgoing.remove(&task.subject));
+            queue.attempts.spawn(async move {
+                match one {
+                    Some(one) => this.attempt(&task, one, stop).await,
+                    // Removed, or sent by the task that was before this one.
+                    None => drop(this.inner.parts.queue.done(&task).await),
                 }
-                // Removed, or sent by the task that was before this one.
-                None => {
-                    parts.queue.attempts.spawn(async move {
-                        let _stale_is_as_good = this.inner.parts.queue.done(&task).await;
-                        this.inner.receivers.leave(&task.queue);
-                    });
-                }
-            }
+                drop(place);
+            });
         }
     }
 
     /// One attempt, from the receiver's turn to the record of what became of it.
-    async fn attempt(&self, task: Claimed, outgoing: Outgoing, stop: CancellationToken) {
+    async fn attempt(&self, task: &Claimed, outgoing: Outgoing, stop: CancellationToken) {
         let inner = &self.inner;
         let turn = tokio::select! {
             () = stop.cancelled() => None,
             turn = inner.receivers.turn(&task.queue) => turn,
         };
-        let Some(turn) = turn else { return self.let_go(&task, Duration::ZERO) };
+        let Some(turn) = turn else { return inner.parts.queue.give_back(task, Duration::ZERO) };
         let at = inner.parts.clock.now();
         let began = std::time::Instant::now();
         let outcome = tokio::select! {
-            () = stop.cancelled() => None,
-            outcome = self.send(&outgoing, at) => Some(outcome),
-        };
-        let Some(outcome) = outcome else {
-            drop(turn);
-            return self.let_go(&task, Duration::ZERO);
+            () = stop.cancelled() => return inner.parts.queue.give_back(task, Duration::ZERO),
+            outcome = self.send(&outgoing, at) => outcome,
         };
         turn.went(!matches!(outcome, delivery::Outcome::Failed(_)) && !is_server_error(&outcome));
-        let took = began.elapsed();
-        let recorded = self.outcome(&task, &outgoing, outcome, at, took);
+        let recorded = self.outcome(task, &outgoing, outcome, at, began.elapsed());
         match inner.outcomes.put(Arc::new(recorded)).await {
             Ok(true) => {}
             Ok(false) => inner.parts.metrics.stale_write(DELIVER_TASK),
             Err(error) => tracing::debug!(%error, "an attempt was not recorded: it will be made again"),
         }
-        inner.receivers.leave(&task.queue);
-    }
-
-    fn let_go(&self, task: &Claimed, delay: Duration) {
-        self.inner.parts.queue.give_back(task, delay);
-        self.inner.receivers.leave(&task.queue);
     }
 
     async fn send(&self, outgoing: &Outgoing, at: DateTime<Utc>) -> delivery::Outcome {
@@ -287,9 +267,11 @@ impl Perform for Webhooks {
     }
 
     fn perform_all(self: Arc<Self>, tasks: Vec<Claimed>, stop: CancellationToken) -> BoxFuture<'static, ()> {
-        for task in &tasks {
-            self.inner.receivers.enter(&task.queue);
-        }
+        let enter = |task: Claimed| {
+            let place = self.inner.receivers.enter(&task.queue);
+            (task, place)
+        };
+        let tasks = tasks.into_iter().map(enter).collect();
         (*self).clone().deliver(tasks, stop).boxed()
     }
 

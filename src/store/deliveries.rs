@@ -158,6 +158,17 @@ pub async fn release_next(c: &mut Conn, jobs: &[String], kind: &str) -> Result<V
     c.scalars(query_scalar(sql).bind(jobs).bind(Lane::Webhooks.number()).bind(PRIORITY).bind(kind)).await
 }
 
+/// A task for a pending one, unless the job has earlier ones pending: then its turn comes. The job is held.
+pub async fn release_one(c: &mut Conn, job: &str, id: Uuid, kind: &str) -> Result<(), DbError> {
+    let sql = "insert into task (lane, queue, priority, kind, subject)
+               select $3, d.origin, $4, $5, d.id::text from delivery d
+               where d.job_id = $1 and d.id = $2 and d.status = 'pending' and not exists (
+                   select from delivery e where e.job_id = $1 and e.sequence < d.sequence and e.status = 'pending'
+               )
+               on conflict (kind, subject) do nothing";
+    c.execute(query(sql).bind(job).bind(id).bind(Lane::Webhooks.number()).bind(PRIORITY).bind(kind)).await.map(drop)
+}
+
 /// By sequence.
 pub async fn of_job(c: &mut Conn, job: &str) -> Result<Vec<Row>, DbError> {
     let sql = "select id, sequence, state, url, status, attempts, next_attempt_at

@@ -207,14 +207,22 @@ pub async fn artifact(c: &mut Conn, job: &str, name: &str) -> Result<Option<(Str
     c.optional(query_as(sql).bind(job).bind(name)).await
 }
 
-/// Removes jobs that ended before `past`, with all that is theirs, so many at once.
-pub async fn delete_past(c: &mut Conn, past: DateTime<Utc>, limit: i64) -> Result<u64, DbError> {
+/// Jobs that ended before `past` and tell nobody of it any more, so many, held until the transaction ends.
+pub async fn lock_past(c: &mut Conn, past: DateTime<Utc>, limit: i64) -> Result<Vec<String>, DbError> {
+    let sql = "select id from job
+               where completed_at <= $1
+               and not exists (select from delivery d where d.job_id = job.id and d.status = 'pending')
+               order by completed_at limit $2
+               for update skip locked";
+    c.scalars(query_scalar(sql).bind(past).bind(limit)).await
+}
+
+/// Removes jobs that are held, with all that is theirs, unless a webhook was asked for once more meanwhile.
+pub async fn delete(c: &mut Conn, ids: &[String]) -> Result<u64, DbError> {
     let sql = "with old as (
                    select id, stream from job
-                   where completed_at <= $1
+                   where id = any($1)
                    and not exists (select from delivery d where d.job_id = job.id and d.status = 'pending')
-                   order by completed_at limit $2
-                   for update skip locked
                ), artifacts as (
                    delete from artifact using old where job_id = old.id
                ), deliveries as (
@@ -223,5 +231,5 @@ pub async fn delete_past(c: &mut Conn, past: DateTime<Utc>, limit: i64) -> Resul
                    delete from stream using old where key = old.stream
                )
                delete from job using old where job.id = old.id";
-    c.execute(query(sql).bind(past).bind(limit)).await
+    c.execute(query(sql).bind(ids)).await
 }

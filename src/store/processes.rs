@@ -50,12 +50,13 @@ pub async fn renew(c: &mut Conn, id: Uuid, lease_s: f64) -> Result<bool, DbError
     c.execute(query(sql).bind(id).bind(lease_s)).await.map(|n| n == 1)
 }
 
-/// Those whose lease has run out. Nobody is thought dead until a restarted database has been up
+/// Others whose lease has run out. Nobody is thought dead until a restarted database has been up
 /// for one lease: the living could not renew while it was away.
-pub async fn expired(c: &mut Conn, lease_s: f64) -> Result<Vec<Uuid>, DbError> {
+pub async fn expired(c: &mut Conn, me: Uuid, lease_s: f64) -> Result<Vec<Uuid>, DbError> {
     let sql = "select id from process
-               where expires_at <= now() and pg_postmaster_start_time() < now() - make_interval(secs => $1)";
-    c.scalars(query_scalar(sql).bind(lease_s)).await
+               where id <> $1 and expires_at <= now()
+               and pg_postmaster_start_time() < now() - make_interval(secs => $2)";
+    c.scalars(query_scalar(sql).bind(me).bind(lease_s)).await
 }
 
 /// Locks the row against claims; false when it is gone already.

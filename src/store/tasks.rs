@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// What an insert or a claim answers with.
-const CLAIMED: &str = "id, queue, kind, subject, fence, attempt, deaths,
+const CLAIMED: &str = "id, lane, queue, kind, subject, fence, attempt, deaths,
                        extract(epoch from clock_timestamp() - ready_at)::float8 as waited";
 
 /// A number that identifies a task for as long as it lives, in both tables.
@@ -68,13 +68,14 @@ pub async fn claim(
                update task t
                set owner = $1, fence = (select fence from alive), attempt = t.attempt + 1
                from head where t.id = head.id
-               returning t.id, t.queue, t.kind, t.subject, t.fence, t.attempt, t.deaths,
+               returning t.id, t.lane, t.queue, t.kind, t.subject, t.fence, t.attempt, t.deaths,
                          extract(epoch from clock_timestamp() - t.ready_at)::float8 as waited";
     c.all(query_as(sql).bind(owner).bind(lane.number()).bind(queues).bind(rooms).bind(total)).await
 }
 
-/// Queues in which something waits, by lane: a walk from one queue to the next, whatever stands in them.
-pub async fn waiting_queues(c: &mut Conn) -> Result<Vec<(i16, String)>, DbError> {
+/// Queues in which something waits, by lane, so many at most: a walk from one queue to the next,
+/// whatever stands in them.
+pub async fn waiting_queues(c: &mut Conn, limit: i64) -> Result<Vec<(i16, String)>, DbError> {
     let sql = "with recursive walk as (
                    (select lane, queue from task order by lane, queue limit 1)
                    union all
@@ -89,8 +90,9 @@ pub async fn waiting_queues(c: &mut Conn) -> Result<Vec<(i16, String)>, DbError>
                where exists (
                    select from task
                    where task.lane = walk.lane and task.queue = walk.queue and owner is null
-               )";
-    c.all(query_as(sql)).await
+               )
+               limit $1";
+    c.all(query_as(sql).bind(limit)).await
 }
 
 /// Moves what has come due to where it is claimed. A subject that has such a task already keeps
@@ -98,10 +100,10 @@ pub async fn waiting_queues(c: &mut Conn) -> Result<Vec<(i16, String)>, DbError>
 pub async fn move_due(c: &mut Conn, limit: i64) -> Result<(Vec<(i16, String)>, usize), DbError> {
     let sql = "with due as (
                    delete from task_later
-                   where id in (
+                   where id = any(array(
                        select id from task_later where run_at <= now()
                        order by run_at limit $1 for update skip locked
-                   )
+                   ))
                    returning *
                )
                insert into task (id, ready_at, attempt, lane, priority, queue, kind, subject)
@@ -117,8 +119,8 @@ pub async fn move_due(c: &mut Conn, limit: i64) -> Result<(Vec<(i16, String)>, u
 
 /// Seconds until the next task is due; negative when it is overdue.
 pub async fn next_due_in(c: &mut Conn) -> Result<Option<f64>, DbError> {
-    let sql = "select extract(epoch from min(run_at) - now())::float8 from task_later";
-    c.scalar(query_scalar(sql)).await
+    let sql = "select extract(epoch from run_at - now())::float8 from task_later order by run_at limit $1";
+    c.scalar_optional(query_scalar(sql).bind(1_i64)).await
 }
 
 /// How many there are, by kind, and for how many seconds the one that waits longest has.
@@ -155,10 +157,29 @@ pub async fn finish_all(c: &mut Conn, ids: &[i64], fences: &[i64]) -> Result<Vec
 }
 
 /// Gone, whoever has it. An attempt under way finds that it has lost its claim.
+///
+/// Two statements: one that is being moved just now is seen where it has come to.
 pub async fn cancel(c: &mut Conn, kind: &str, subject: &str) -> Result<(), DbError> {
-    let sql = "with later as (delete from task_later where kind = $1 and subject = $2)
-               delete from task where kind = $1 and subject = $2";
-    c.execute(query(sql).bind(kind).bind(subject)).await.map(drop)
+    c.execute(query("delete from task_later where kind = $1 and subject = $2").bind(kind).bind(subject)).await?;
+    c.execute(query("delete from task where kind = $1 and subject = $2").bind(kind).bind(subject)).await.map(drop)
+}
+
+/// As [`release`], and [`defer`] where there is a delay, many at once.
+pub async fn put_back_all(c: &mut Conn, ids: &[i64], fences: &[i64], delays_s: &[f64]) -> Result<(), DbError> {
+    let sql = "with back as (
+                   select * from unnest($1::bigint[], $2::bigint[], $3::float8[]) as b (id, fence, delay)
+               ), gone as (
+                   delete from task t using back b
+                   where t.id = b.id and t.fence = b.fence and b.delay > 0
+                   returning t.*, b.delay
+               ), later as (
+                   insert into task_later (id, run_at, attempt, lane, priority, queue, kind, subject)
+                   select id, now() + make_interval(secs => delay), attempt, lane, priority, queue, kind, subject from gone
+                   on conflict (kind, subject) do nothing
+               )
+               update task t set owner = null, deaths = 0, fence = 0
+               from back b where t.id = b.id and t.fence = b.fence and b.delay <= 0";
+    c.execute(query(sql).bind(ids).bind(fences).bind(delays_s)).await.map(drop)
 }
 
 /// Given back, to be claimed again at once.

@@ -2,7 +2,7 @@
 //! flight, all logs of the process together. An append is answered when it is durable,
 //! and only then shown.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -57,14 +57,27 @@ impl Writer {
 }
 
 async fn write(db: Db, hub: Hub, metrics: Metrics, mut waiting: mpsc::Receiver<Waiting>) {
-    while let Some(first) = waiting.recv().await {
+    let mut next = None;
+    loop {
+        let Some(first) = (match next.take() {
+            Some(kept) => Some(kept),
+            None => waiting.recv().await,
+        }) else {
+            return;
+        };
+        let mut logs = HashSet::from([first.append.owner.key]);
+        let mut bytes = weight(&first);
         let mut batch = vec![first];
-        let mut bytes = weight(&batch[0]);
         while bytes < FLUSH_BYTES
-            && let Ok(next) = waiting.try_recv()
+            && let Ok(more) = waiting.try_recv()
         {
-            bytes += weight(&next);
-            batch.push(next);
+            // Of one log there may be the last words of an old claim and the first of a new one.
+            if !logs.insert(more.append.owner.key) {
+                next = Some(more);
+                break;
+            }
+            bytes += weight(&more);
+            batch.push(more);
         }
         let began = std::time::Instant::now();
         flush(&db, &hub, batch).await;
@@ -77,14 +90,26 @@ fn weight(waiting: &Waiting) -> usize {
 }
 
 /// Writes a batch, trying for as long as the database is away: the appends are acknowledged
-/// to nobody yet, and the command's own files keep what does not fit in memory.
+/// to nobody yet, and the command's own files keep what does not fit in memory. What the database
+/// will not have at all is told apart by writing one by one, and refused alone.
 async fn flush(db: &Db, hub: &Hub, batch: Vec<Waiting>) {
     let appends: Vec<&Append> = batch.iter().map(|waiting| &waiting.append).collect();
     let mut pause = RETRY;
     let stored = loop {
         match store_all(db, &appends).await {
             Ok(stored) => break stored,
-            Err(error) => tracing::warn!(%error, "output not stored yet, again shortly"),
+            Err(error) if error.is_outage() => tracing::warn!(%error, "output not stored yet, again shortly"),
+            Err(error) if appends.len() == 1 => {
+                tracing::error!(%error, "output that the database does not take");
+                break Vec::new();
+            }
+            Err(error) => {
+                tracing::warn!(%error, "output is stored one by one");
+                for waiting in batch {
+                    Box::pin(flush(db, hub, vec![waiting])).await;
+                }
+                return;
+            }
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(RETRY_MAX);

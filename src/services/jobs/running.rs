@@ -90,7 +90,7 @@ impl Runner {
     /// Marks it running, on the rescue path queued before that; takes its log over.
     async fn begin(&self, task: &Claimed) -> Result<Option<Run>> {
         let parts = &self.jobs.inner.parts;
-        let mut tx = parts.db.begin().await?;
+        let mut tx = parts.core.begin().await?;
         let Some(mut job) = store::jobs::lock(&mut tx, &task.subject).await? else { return Ok(None) };
         let Some(moves) = self.jobs.decide(&job, Happening::Claimed) else { return Ok(None) };
         parts.queue.hold(&mut tx, task).await?;
@@ -167,11 +167,17 @@ impl Runner {
             if *bell.borrow_and_update() <= run.n.load(Ordering::Acquire) {
                 continue;
             }
-            let look = async { store::tasks::is_held(&mut parts.db.conn().await?, run.task.id, run.task.fence).await };
-            if let Ok(false) = look.await {
-                return;
+            // The log of a cancelled job does not ring again: a look that fails is taken again.
+            loop {
+                let looked =
+                    async { store::tasks::is_held(&mut parts.core.conn().await?, run.task.id, run.task.fence).await };
+                match looked.await {
+                    Ok(true) => break,
+                    Ok(false) => return,
+                    Err(error) => tracing::debug!(%error, job.id = run.job.id, "a claim could not be looked at"),
+                }
+                tokio::time::sleep(RETRY).await;
             }
-            tokio::time::sleep(RETRY).await;
         }
     }
 
@@ -217,7 +223,7 @@ impl Runner {
 
     async fn try_end(&self, run: &Run, happening: Happening, ending: &Ending) -> Result<()> {
         let parts = &self.jobs.inner.parts;
-        let mut tx = parts.db.begin().await?;
+        let mut tx = parts.core.begin().await?;
         let mut job = store::jobs::lock(&mut tx, &run.job.id).await?.ok_or_else(stale)?;
         let moves = self.jobs.decide(&job, happening).ok_or_else(stale)?;
         match moves.then {
@@ -238,7 +244,7 @@ impl Runner {
     /// Its workers kept dying; the task is put aside after this.
     async fn give_up(&self, task: &Claimed) -> Result<()> {
         let parts = &self.jobs.inner.parts;
-        let mut tx = parts.db.begin().await?;
+        let mut tx = parts.core.begin().await?;
         let Some(mut job) = store::jobs::lock(&mut tx, &task.subject).await? else { return Ok(()) };
         let Some(moves) = self.jobs.decide(&job, Happening::Parked) else { return Ok(()) };
         parts.queue.hold(&mut tx, task).await?;

@@ -2,9 +2,13 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
+use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::{
@@ -18,20 +22,24 @@ use crate::{
 /// Calls at once to one receiver.
 const AT_ONCE: usize = 4;
 /// Claimed for one receiver, those that wait for their turn included: the next is at hand when one ends.
-const HELD: usize = 8;
-/// Claimed in all.
-const TOTAL: usize = 1024;
+const HELD: usize = 6;
+/// Claimed in all: hundreds of receivers may hang at once.
+const TOTAL: usize = 2048;
 /// Receivers that are remembered although nothing is under way to them.
 const REMEMBERED: usize = 4096;
+/// What one that is not called any more did so long ago is forgotten.
+const FORGOTTEN_AFTER: TimeDelta = TimeDelta::minutes(5);
 
 pub struct Receivers {
     known: Mutex<HashMap<String, Receiver>>,
+    held: AtomicUsize,
     freed: Notify,
     clock: Clock,
 }
 
 struct Receiver {
     held: usize,
+    called_at: DateTime<Utc>,
     turns: Arc<Semaphore>,
     breaker: Breaker,
 }
@@ -41,23 +49,19 @@ pub struct Turn<'a> {
     receivers: &'a Receivers,
     origin: String,
     permit: Option<Permit>,
-    _place: OwnedSemaphorePermit,
+    _among_few: OwnedSemaphorePermit,
 }
 
 impl Receivers {
     pub fn new(clock: Clock) -> Self {
-        Self { known: Mutex::default(), freed: Notify::new(), clock }
+        Self { known: Mutex::default(), held: AtomicUsize::new(0), freed: Notify::new(), clock }
     }
 
-    /// One more was claimed for it.
-    pub fn enter(&self, origin: &str) {
+    /// One more was claimed for it; over, or let go of, when the place is dropped.
+    pub fn enter(self: &Arc<Self>, origin: &str) -> Place {
         self.with(origin, |receiver| receiver.held += 1);
-    }
-
-    /// What was claimed is over, or was let go of.
-    pub fn leave(&self, origin: &str) {
-        self.with(origin, |receiver| receiver.held = receiver.held.saturating_sub(1));
-        self.freed.notify_one();
+        self.held.fetch_add(1, Ordering::AcqRel);
+        Place { receivers: self.clone(), origin: origin.to_owned() }
     }
 
     /// Waits for a place; `None` where its breaker holds calls back.
@@ -65,8 +69,12 @@ impl Receivers {
         let turns = self.with(origin, |receiver| receiver.turns.clone());
         let place = turns.acquire_owned().await.ok()?;
         let now = self.clock.now();
-        let permit = self.with(origin, |receiver| receiver.breaker.may_call(now)).ok()?;
-        Some(Turn { receivers: self, origin: origin.to_owned(), permit: Some(permit), _place: place })
+        let permit = self.with(origin, |receiver| {
+            receiver.called_at = now;
+            receiver.breaker.may_call(now)
+        });
+        let permit = permit.ok()?;
+        Some(Turn { receivers: self, origin: origin.to_owned(), permit: Some(permit), _among_few: place })
     }
 
     /// Those that have failed lately.
@@ -83,12 +91,15 @@ impl Receivers {
     }
 
     fn with<T>(&self, origin: &str, look: impl FnOnce(&mut Receiver) -> T) -> T {
+        let now = self.clock.now();
         let mut known = self.lock();
         if known.len() > REMEMBERED && !known.contains_key(origin) {
-            known.retain(|_, receiver| receiver.held > 0 || !receiver.breaker.is_untroubled());
+            let lately = |receiver: &Receiver| receiver.called_at + FORGOTTEN_AFTER > now;
+            known.retain(|_, one| one.held > 0 || (!one.breaker.is_untroubled() && lately(one)));
         }
         look(known.entry(origin.to_owned()).or_insert_with(|| Receiver {
             held: 0,
+            called_at: now,
             turns: Arc::new(Semaphore::new(AT_ONCE)),
             breaker: Breaker::new(breaker::Rules::RECEIVER),
         }))
@@ -99,9 +110,23 @@ impl Receivers {
     }
 }
 
+/// A place among what is claimed for a receiver.
+pub struct Place {
+    receivers: Arc<Receivers>,
+    origin: String,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.receivers.with(&self.origin, |receiver| receiver.held = receiver.held.saturating_sub(1));
+        self.receivers.held.fetch_sub(1, Ordering::AcqRel);
+        self.receivers.freed.notify_one();
+    }
+}
+
 impl Room for Receivers {
     fn total(&self) -> usize {
-        TOTAL.saturating_sub(self.lock().values().map(|receiver| receiver.held).sum())
+        TOTAL.saturating_sub(self.held.load(Ordering::Acquire))
     }
 
     fn of(&self, queues: &[String]) -> Vec<usize> {

@@ -241,6 +241,7 @@ impl Database {
         };
         Claimed {
             id,
+            lane: 0,
             queue: String::new(),
             kind: kind.to_owned(),
             subject: number.to_string(),
