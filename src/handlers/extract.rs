@@ -7,7 +7,9 @@ use axum::{
     body::Bytes,
     extract::{FromRequest, FromRequestParts, RawPathParams, Request},
 };
+use bytes::BytesMut;
 use http::request::Parts;
+use http_body_util::BodyExt as _;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
@@ -81,27 +83,43 @@ impl Describe for RawBody {
     }
 }
 
+/// Read beyond a limit, and thrown away: a client that is still sending would not hear the answer.
+const DISCARDED_MAX: usize = 32 << 20;
+const DISCARDED_IN: Duration = Duration::from_secs(10);
+
 /// The whole body, up to the route's limit.
 ///
 /// # Errors
 /// `PAYLOAD_TOO_LARGE` past the limit; 400 when the client broke off.
 pub async fn read(request: Request) -> Result<Bytes> {
     let limit = request.extensions().get::<BodyLimit>().map_or(BodyLimit::DEFAULT, |limit| limit.0);
-    let (parts, body) = request.into_parts();
-    let announced =
-        parts.headers.get(http::header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
-    if announced.is_some_and(|length| length > limit) {
+    let (parts, mut body) = request.into_parts();
+    let announced = parts.headers.get(http::header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+    let is_too_large = announced.is_some_and(|length: usize| length > limit);
+    // Who asks first has not begun to send.
+    if is_too_large && parts.headers.contains_key(http::header::EXPECT) {
         return Err(too_large(limit));
     }
-    axum::body::to_bytes(body, limit).await.map_err(|error| {
-        let source = std::error::Error::source(&error);
-        let too_long = source.and_then(|source| source.downcast_ref::<http_body_util::LengthLimitError>());
-        if too_long.is_some() {
-            too_large(limit)
-        } else {
-            Error::invalid("invalid request body").reason("the body ended early")
+    let mut kept = BytesMut::with_capacity(announced.unwrap_or(0).min(limit).min(1 << 20));
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| Error::invalid("invalid request body").reason("the body ended early"))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if is_too_large || kept.len() + data.len() > limit {
+            let _as_far_as_it_goes = tokio::time::timeout(DISCARDED_IN, discard(body)).await;
+            return Err(too_large(limit));
         }
-    })
+        kept.extend_from_slice(&data);
+    }
+    Ok(kept.freeze())
+}
+
+async fn discard(mut body: axum::body::Body) {
+    let mut seen = 0;
+    while seen < DISCARDED_MAX
+        && let Some(Ok(frame)) = body.frame().await
+    {
+        seen += frame.data_ref().map_or(0, Bytes::len);
+    }
 }
 
 fn too_large(limit: usize) -> Error {
