@@ -42,6 +42,7 @@ struct Inner {
     jobs: IntCounterVec,
     webhooks: IntCounterVec,
     circuits: IntGaugeVec,
+    transitions: IntCounterVec,
     pool: IntGaugeVec,
 }
 
@@ -113,6 +114,12 @@ impl Metrics {
                 "0 closed, 1 half-open, 2 open; `webhooks` is the worst of all receivers'",
                 &["name"],
             ),
+            transitions: counter(
+                &registry,
+                "rdev_circuit_breaker_transitions_total",
+                "changes of a breaker that were seen",
+                &["name", "to"],
+            ),
             pool: gauge(&registry, "rdev_database_connections", "connections to the database", &["state"]),
             registry,
         };
@@ -160,9 +167,13 @@ impl Metrics {
 
     /// Where breakers stand: 0 closed, 1 half-open, 2 open.
     pub fn circuits(&self, circuits: &[(String, i64)]) {
-        self.0.circuits.reset();
         for (name, state) in circuits {
-            self.0.circuits.with_label_values(&[name.as_str()]).set(*state);
+            let gauge = self.0.circuits.with_label_values(&[name.as_str()]);
+            if gauge.get() != *state {
+                let to = ["closed", "half_open", "open"][usize::try_from(*state).unwrap_or(0).min(2)];
+                self.0.transitions.with_label_values(&[name.as_str(), to]).inc();
+            }
+            gauge.set(*state);
         }
     }
 

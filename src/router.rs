@@ -136,15 +136,27 @@ async fn edge_of_request(State(edge): State<Edge>, mut request: Request, next: N
     let id = context.request_id.clone();
     without_trailing_slash(request.uri_mut());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let may_be_sending = brings_a_body(&request) && !path.starts_with("/git/");
     let mut response = match refuse_strange(&request) {
         Some(error) => context::within(context.clone(), async { error.into_response() }).await,
         None => context::within(context.clone(), next.run(request)).await,
     };
     response.headers_mut().insert(REQUEST_ID.clone(), HeaderValue::try_from(&*id).expect("an id is a header"));
     let status = response.status().as_u16();
+    if may_be_sending && matches!(status, 401 | 403 | 404 | 405 | 429) {
+        // Refused at the door, with the body unread: said, so that the client's next request is not lost.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     let took = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     tracing::debug!(request.id = %id, http.method = %method, http.path = path, http.status = status, duration_ms = took, "request");
     response
+}
+
+/// Over HTTP/1, where what was not read is in the way of the next request.
+fn brings_a_body(request: &Request) -> bool {
+    let headers = request.headers();
+    let announced = headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
+    request.version() < http::Version::HTTP_2 && (announced || headers.contains_key(header::TRANSFER_ENCODING))
 }
 
 fn context_of(request: &Request, peer: Option<IpAddr>, trusted: &[ipnet::IpNet]) -> Context {

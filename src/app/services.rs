@@ -126,7 +126,7 @@ struct Rules {
 /// One clear line.
 pub async fn build(given: Ingredients<'_>, background: &TaskTracker) -> Result<Built, Why> {
     let ground = ground(&given, background).await?;
-    let rules = rules(&ground, given.config, given.address, background);
+    let rules = rules(&ground, given.config, given.address, background, &given.stop);
     let health = Health::new(ground.db.clone(), ground.place.clone(), ground.metrics.clone(), ground.upstreams.clone());
     let pool = Pool::new(ground.db.clone(), ground.upstreams.clone(), rules.webhooks.clone(), ground.metrics.clone());
     let tickets = Tickets::new(ticket_secret(&ground.db).await?, ground.clock.clone());
@@ -215,7 +215,13 @@ fn local_options(config: &Config, given: &Ingredients<'_>) -> LocalOptions {
     }
 }
 
-fn rules(ground: &Ground, config: &Config, address: SocketAddr, background: &TaskTracker) -> Rules {
+fn rules(
+    ground: &Ground,
+    config: &Config,
+    address: SocketAddr,
+    background: &TaskTracker,
+    stop: &CancellationToken,
+) -> Rules {
     let Ground { db, clock, metrics, queue, streams, place, forge, workspaces, keys, site, .. } = ground;
     let (db, clock, queue, streams) = (|| db.clone(), || clock.clone(), || queue.clone(), || streams.clone());
     let projects = Projects::new(projects::Parts {
@@ -286,6 +292,7 @@ fn rules(ground: &Ground, config: &Config, address: SocketAddr, background: &Tas
         upstreams: ground.upstreams.clone(),
         webhooks: webhooks.clone(),
         public_url: site.public.clone(),
+        stop: stop.clone(),
         ttl: config.job_ttl,
         timeout: config.job_timeout,
         failures_max: config.job_max_attempts,

@@ -43,8 +43,8 @@ use crate::{
 
 /// The checks at the door come on top of a route's deadline.
 const CHECKS: Duration = Duration::from_secs(2);
-/// Largest answer that is kept for an idempotency key.
-const ANSWER_MAX: usize = 16 << 20;
+/// Largest answer that is read back for an idempotency key.
+const ANSWER_MAX: usize = 128 << 20;
 
 /// What a route asks of who comes in.
 #[derive(Clone)]

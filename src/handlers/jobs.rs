@@ -70,7 +70,10 @@ pub fn routes(service: Service) -> Routes<Service> {
             &Method::GET,
             "/jobs/{jid}/events",
             "listen_to_a_job",
-            read().or_ticket().patient(PATIENCE).answers("server-sent events: state, token, reset, complete"),
+            Rule::any(READ_OR_REVIEW, PATIENCE + LOOKUP)
+                .or_ticket()
+                .patient(PATIENCE)
+                .answers("server-sent events: state, token, reset, complete"),
             events,
         )
         .on(&Method::GET, "/jobs/{jid}/deliveries", "list_webhooks_of_a_job", read(), deliveries)
@@ -174,7 +177,9 @@ async fn submit(
 /// The text is the one that clients know.
 fn read(body: &[u8]) -> Result<SubmitJob> {
     let refuse = || Error::invalid("invalid JSON body");
-    if body.trim_ascii_start().first() != Some(&b'{') {
+    // Members that are not looked at would otherwise not be.
+    let text = std::str::from_utf8(body).map_err(|error| refuse().reason(error.to_string()))?;
+    if !text.trim_start().starts_with('{') {
         return Err(refuse());
     }
     let asked = serde_json::from_slice(body).map_err(|error| refuse().reason(error.to_string()))?;
@@ -256,7 +261,8 @@ async fn list(
     Query(query): Query<ListQuery>,
 ) -> Result<Native<JobList>> {
     let state: Option<JobState> = one_of("state", query.state.as_deref())?;
-    let (before, limit) = query.page.parse::<String>()?;
+    let (before, limit) = query.page.parse::<ulid::Ulid>()?;
+    let before = before.map(|id| id.to_string());
     let model = query.model.as_deref().filter(|model| !model.is_empty());
     let found = service.jobs.list(&caller, state, model, before.as_deref(), limit).await?;
     let (jobs, next_cursor) = cut(found, limit, |job: &Job| job.id.clone());

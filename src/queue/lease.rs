@@ -34,6 +34,8 @@ pub struct Lease {
     /// Jobs that this process runs at once, for others to see.
     slots: u32,
     leaving: Arc<AtomicBool>,
+    /// When the last renewal that succeeded was asked for.
+    renewed: Arc<Mutex<Instant>>,
 }
 
 impl Lease {
@@ -43,7 +45,22 @@ impl Lease {
             current: Arc::new(Mutex::new((Uuid::now_v7(), CancellationToken::new()))),
             slots,
             leaving: Arc::default(),
+            renewed: Arc::new(Mutex::new(Instant::now())),
         }
+    }
+
+    /// Whether nobody else can have taken over yet. A process that stood still for a while knows by this
+    /// before it hears of it.
+    pub fn is_sure(&self) -> bool {
+        self.age() < GIVE_UP && !self.standing().is_cancelled()
+    }
+
+    fn age(&self) -> Duration {
+        self.renewed.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+
+    fn renewed_at(&self, asked: Instant) {
+        *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = asked;
     }
 
     /// An orderly stop: what is under way is to be given back, under the identity that it was claimed with.
@@ -78,7 +95,7 @@ impl Lease {
 
     /// Renews until `stop`; on the way out the row is left to its owner to remove.
     pub async fn keep(&self, db: Db, stop: CancellationToken) {
-        let mut renewed = Instant::now();
+        self.renewed_at(Instant::now());
         let mut pause = RENEW;
         loop {
             tokio::select! {
@@ -88,13 +105,12 @@ impl Lease {
             pause = RENEW;
             let asked = Instant::now();
             // An answer that comes after the time is up is as good as none.
-            let patience =
-                if self.standing().is_cancelled() { RENEW } else { GIVE_UP.saturating_sub(renewed.elapsed()) };
+            let patience = if self.standing().is_cancelled() { RENEW } else { GIVE_UP.saturating_sub(self.age()) };
             match tokio::time::timeout(patience.clamp(LEAST, RENEW), renew(&db, self.id())).await {
-                Ok(Ok(true)) => renewed = asked,
+                Ok(Ok(true)) => self.renewed_at(asked),
                 Ok(Ok(false)) if !self.is_leaving() => {
                     self.start_anew(&db).await;
-                    renewed = Instant::now();
+                    self.renewed_at(Instant::now());
                 }
                 Ok(Ok(false)) => {}
                 Ok(Err(_)) | Err(_) => {
@@ -102,11 +118,11 @@ impl Lease {
                     pause = AGAIN;
                 }
             }
-            if renewed.elapsed() >= GIVE_UP && !self.standing().is_cancelled() {
+            if self.age() >= GIVE_UP && !self.standing().is_cancelled() {
                 tracing::warn!("no renewal for {GIVE_UP:?}: letting go of all tasks");
                 self.standing().cancel();
             }
-            if renewed.elapsed() < GIVE_UP && self.standing().is_cancelled() && !self.is_leaving() {
+            if self.age() < GIVE_UP && self.standing().is_cancelled() && !self.is_leaving() {
                 self.start_anew(&db).await;
             }
         }

@@ -168,6 +168,11 @@ impl Queue {
         self.lease.standing()
     }
 
+    /// Whether what this process claimed is certainly still its own: asked before something goes out.
+    pub fn is_sure(&self) -> bool {
+        self.lease.is_sure()
+    }
+
     pub fn process(&self) -> Uuid {
         self.lease.id()
     }

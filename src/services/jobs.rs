@@ -11,6 +11,7 @@ use std::{
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::value::RawValue;
+use tokio_util::sync::CancellationToken;
 use ulid::{Generator, Ulid};
 use uuid::Uuid;
 
@@ -45,6 +46,8 @@ pub const RUN_TASK: &str = "job.run";
 
 /// A job that nobody tells the end of is looked at this often.
 const LOOK: Duration = Duration::from_secs(1);
+/// When to ask again where somebody has to change the configuration first.
+const UNCONFIGURED: Duration = Duration::from_mins(1);
 /// Jobs removed by one statement.
 const REMOVED_AT_ONCE: i64 = 100;
 
@@ -60,6 +63,8 @@ pub struct Parts {
     pub upstreams: Upstreams,
     pub webhooks: Webhooks,
     pub public_url: String,
+    /// The server stops: nobody waits any longer.
+    pub stop: CancellationToken,
     /// How long an ended job is kept.
     pub ttl: Duration,
     /// Of one attempt.
@@ -237,8 +242,11 @@ impl Jobs {
         let mut bell = live.listen();
         let mut job = job;
         while !job.state.is_ended() && tokio::time::Instant::now() < until {
-            let _rung_or_not =
-                tokio::time::timeout_at(until.min(tokio::time::Instant::now() + LOOK), bell.changed()).await;
+            let look = until.min(tokio::time::Instant::now() + LOOK);
+            tokio::select! {
+                () = parts.stop.cancelled() => return Ok(job),
+                _rung_or_not = tokio::time::timeout_at(look, bell.changed()) => {}
+            }
             bell.mark_unchanged();
             let found = store::jobs::find(&mut parts.db.conn().await?, &job.id, self.past()).await?;
             job = found.ok_or_else(|| Error::not_found("job not found"))?;
@@ -374,5 +382,5 @@ fn needs(caller: &Key, scope: Scope) -> Result<()> {
 
 /// The whole of `/api` and the taking of jobs need one.
 pub fn no_upstream() -> Error {
-    Error::new(Kind::Unavailable, "UPSTREAM_UNAVAILABLE", "no model upstream configured")
+    Error::new(Kind::Unavailable, "UPSTREAM_UNAVAILABLE", "no model upstream configured").retry_after(UNCONFIGURED)
 }

@@ -191,6 +191,10 @@ impl Webhooks {
             turn = inner.receivers.turn(&task.queue) => turn,
         };
         let Some(turn) = turn else { return inner.parts.queue.give_back(task, Duration::ZERO) };
+        if !inner.parts.queue.is_sure() {
+            drop(turn);
+            return inner.parts.queue.give_back(task, Duration::ZERO);
+        }
         let at = inner.parts.clock.now();
         let began = std::time::Instant::now();
         let outcome = tokio::select! {

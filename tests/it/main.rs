@@ -13,6 +13,7 @@
 
 mod support;
 
+mod chaos;
 mod chat;
 mod checkouts;
 mod clients;

@@ -109,6 +109,9 @@ impl Runner {
             Err(error) => return Outcome::Failed(CallError::never(error.to_string())),
         };
         let conversation = async {
+            if !self.jobs.inner.parts.queue.is_sure() {
+                return Outcome::Lost;
+            }
             let mut stream = match seat.chat(body, self.jobs.inner.parts.timeout).await {
                 Ok(stream) => stream,
                 Err(error) => return Outcome::Failed(error),

@@ -23,7 +23,9 @@ use crate::{
 const AT_ONCE: usize = 4;
 /// Claimed for one receiver, those that wait for their turn included: the next is at hand when one ends.
 const HELD: usize = 6;
-/// Claimed in all: hundreds of receivers may hang at once.
+/// For one that was never heard of, and for one that failed the last time: it may hang.
+const HELD_UNPROVEN: usize = 2;
+/// Claimed in all: a thousand receivers may hang at once.
 const TOTAL: usize = 2048;
 /// Receivers that are remembered although nothing is under way to them.
 const REMEMBERED: usize = 4096;
@@ -40,6 +42,8 @@ pub struct Receivers {
 struct Receiver {
     held: usize,
     called_at: DateTime<Utc>,
+    /// It answered the last time, as one does that is in order.
+    proven: bool,
     turns: Arc<Semaphore>,
     breaker: Breaker,
 }
@@ -100,6 +104,7 @@ impl Receivers {
         look(known.entry(origin.to_owned()).or_insert_with(|| Receiver {
             held: 0,
             called_at: now,
+            proven: false,
             turns: Arc::new(Semaphore::new(AT_ONCE)),
             breaker: Breaker::new(breaker::Rules::RECEIVER),
         }))
@@ -133,9 +138,10 @@ impl Room for Receivers {
         let now = self.clock.now();
         let known = self.lock();
         let room = |origin: &String| {
-            let Some(receiver) = known.get(origin) else { return HELD };
+            let Some(receiver) = known.get(origin) else { return HELD_UNPROVEN };
+            let most = if receiver.proven { HELD } else { HELD_UNPROVEN };
             match receiver.breaker.snapshot(now).state {
-                breaker::State::Closed => HELD.saturating_sub(receiver.held),
+                breaker::State::Closed => most.saturating_sub(receiver.held),
                 _ if receiver.breaker.would_probe(now) && receiver.held == 0 => 1,
                 _ => 0,
             }
@@ -154,6 +160,7 @@ impl Turn<'_> {
         let now = self.receivers.clock.now();
         let Some(permit) = self.permit.take() else { return };
         self.receivers.with(&self.origin, |receiver| {
+            receiver.proven = well;
             if well { receiver.breaker.succeeded(permit, now) } else { receiver.breaker.failed(permit, now) }
         });
     }

@@ -8,6 +8,7 @@
 
 mod api;
 mod app;
+pub mod cluster;
 mod database;
 pub mod git;
 mod proxy;
