@@ -24,9 +24,9 @@ const AT_ONCE: usize = 4;
 /// Claimed for one receiver, those that wait for their turn included: the next is at hand when one ends.
 const HELD: usize = 6;
 /// For one that was never heard of, and for one that failed the last time: it may hang.
-const HELD_UNPROVEN: usize = 2;
+const HELD_UNPROVEN: usize = 4;
 /// Claimed in all: a thousand receivers may hang at once.
-const TOTAL: usize = 2048;
+const TOTAL: usize = 4096;
 /// Receivers that are remembered although nothing is under way to them.
 const REMEMBERED: usize = 4096;
 /// What one that is not called any more did so long ago is forgotten.
