@@ -55,10 +55,17 @@ impl DataDir {
 
 impl Server {
     pub fn rdev(database: &str, data: &DataDir) -> Self {
+        Self::rdev_with(database, data, &[])
+    }
+
+    pub fn rdev_with(database: &str, data: &DataDir, settings: &[(&str, &str)]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rdev"));
         let log = std::fs::File::create(data.path().join("bench.log")).expect("a log");
         command.arg("serve").current_dir(data.path()).env("DATABASE_URL", database).stderr(log);
-        command.env("RDEV_DATA_DIR", data.path().join("data")).envs(SETTINGS.iter().copied()).stdin(Stdio::null());
+        command
+            .env("RDEV_DATA_DIR", data.path().join("data"))
+            .envs(SETTINGS.iter().chain(settings).copied())
+            .stdin(Stdio::null());
         let mut server = Self::start(command);
         let key = std::fs::read_to_string(data.path().join("data/admin.key")).expect("the admin key");
         key.trim().clone_into(&mut server.key);

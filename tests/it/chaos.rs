@@ -109,7 +109,7 @@ async fn nothing_is_lost_when_the_database_does_what_it_cannot_say() {
 /// goes on, its jobs are answered, and it may not say so. Answers those jobs.
 async fn freeze_one_with_jobs(fleet: &mut Fleet, clients: &Clients, models: &Models, sizes: &Sizes) -> Vec<Submitted> {
     let (frozen, held) = hold_jobs(fleet, clients).await;
-    fleet.freeze(frozen);
+    fleet.freeze(frozen).await;
     let since = Instant::now();
     models.held.open();
     let kills = sizes.kills / 2;

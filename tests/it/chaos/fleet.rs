@@ -6,7 +6,10 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use nix::sys::signal::{Signal, kill};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use rdev::domain::api_key::ApiKey;
 use sqlx::Row as _;
 
@@ -101,9 +104,12 @@ impl Fleet {
         assert_eq!(server.terminate().await, Some(0), "{}", self.complaints());
     }
 
-    pub fn freeze(&mut self, n: usize) {
-        kill(self.server(n).pid(), Signal::SIGSTOP).expect("it runs");
+    /// It stands still when this returns.
+    pub async fn freeze(&mut self, n: usize) {
+        let pid = self.server(n).pid();
+        kill(pid, Signal::SIGSTOP).expect("it runs");
         self.members[n].frozen = true;
+        eventually("the freeze", async || stands_still(pid).then_some(())).await;
     }
 
     pub fn thaw(&mut self, n: usize) {
@@ -180,6 +186,13 @@ impl Fleet {
     fn server(&self, n: usize) -> &Server {
         self.members[n].server.as_ref().expect("it runs")
     }
+}
+
+/// A signal stops a process some time after it was sent, one thread after the other.
+fn stands_still(pid: Pid) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let mut states = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("stat")).ok());
+    states.all(|stat| stat.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" T")))
 }
 
 impl Drop for Fleet {

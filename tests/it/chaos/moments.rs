@@ -106,7 +106,7 @@ async fn a_job_of_a_killed_process_runs_elsewhere_within_twenty_seconds() {
 async fn a_frozen_process_that_thaws_finishes_nothing_twice() {
     let mut two = two().await;
     let (job, frozen, other) = two.held().await;
-    two.fleet.freeze(frozen);
+    two.fleet.freeze(frozen).await;
     let since = Instant::now();
     two.models.held.open();
     two.runs_again(since).await;
@@ -137,7 +137,7 @@ async fn a_process_that_freezes_in_a_transaction_holds_nothing_up() {
     let waits = "select count(*) from pg_stat_activity
                  where datname = current_database() and wait_event_type = 'Lock' and query like '%into delivery%'";
     eventually("the end of the job", async || (db.count(waits).await > 0).then_some(())).await;
-    two.fleet.freeze(frozen);
+    two.fleet.freeze(frozen).await;
     let since = Instant::now();
     sqlx::raw_sql("commit").execute(&mut holding).await.unwrap();
     two.runs_again(since).await;
