@@ -19,10 +19,11 @@ pub enum Lane {
     Work = 0,
     Jobs = 1,
     Webhooks = 2,
+    Sagas = 3,
 }
 
 impl Lane {
-    pub const ALL: [Self; 3] = [Self::Work, Self::Jobs, Self::Webhooks];
+    pub const ALL: [Self; 4] = [Self::Work, Self::Jobs, Self::Webhooks, Self::Sagas];
 
     pub fn number(self) -> i16 {
         self as i16
