@@ -29,7 +29,7 @@ use self::{
 };
 pub use crate::domain::egress::{Refused, Target};
 
-/// An answer is read up to here.
+/// Of an answer that is only looked at.
 pub const ANSWER_MAX: usize = 16 * 1024;
 
 /// For the look-up, TCP and TLS together.
@@ -77,6 +77,8 @@ pub struct Call {
     pub body: Bytes,
     /// Covers everything from the look-up to the end of the answer.
     pub timeout: Duration,
+    /// Bytes of the answer that are read.
+    pub answer_max: usize,
 }
 
 /// What the server said. Its status counts however the body went on.
@@ -84,7 +86,7 @@ pub struct Call {
 pub struct Answer {
     pub status: u16,
     pub headers: HeaderMap,
-    /// The first [`ANSWER_MAX`] bytes at most.
+    /// No more than was asked for.
     pub body: Bytes,
     /// False where the body was longer, did not come in time, or broke off.
     pub complete: bool,
@@ -130,7 +132,7 @@ impl Egress {
     /// closed the kept connection, or says so in HTTP/2's words.
     pub async fn call(&self, call: Call) -> Result<Answer, Failure> {
         self.judge_literal(&call.target).map_err(Failure::Refused)?;
-        let timeout = call.timeout;
+        let (timeout, most) = (call.timeout, call.answer_max);
         let request = request(call).map_err(Failure::Refused)?;
         let mut deadline = pin!(time::sleep(timeout));
         let sent = tokio::select! {
@@ -139,7 +141,7 @@ impl Egress {
             () = &mut deadline => return Err(Failure::Timeout(timeout)),
         };
         match sent {
-            Ok(response) => Ok(answer(response, deadline).await),
+            Ok(response) => Ok(answer(response, most, deadline).await),
             Err(error) => Err(told::failure(&error.without_url(), self.trusts)),
         }
     }
@@ -212,7 +214,7 @@ fn request(call: Call) -> Result<Request, Refused> {
 
 /// A body that ends in time and within the limit leaves the connection to the next call;
 /// any other is dropped with its connection.
-async fn answer(mut response: Response, mut deadline: Pin<&mut Sleep>) -> Answer {
+async fn answer(mut response: Response, most: usize, mut deadline: Pin<&mut Sleep>) -> Answer {
     let (status, headers) = (response.status().as_u16(), mem::take(response.headers_mut()));
     let mut body = BytesMut::new();
     let complete = loop {
@@ -222,7 +224,7 @@ async fn answer(mut response: Response, mut deadline: Pin<&mut Sleep>) -> Answer
             () = &mut deadline => break false,
         };
         let Ok(Some(chunk)) = chunk else { break chunk.is_ok() };
-        let room = ANSWER_MAX - body.len();
+        let room = most - body.len();
         body.extend_from_slice(&chunk[..chunk.len().min(room)]);
         if chunk.len() >= room {
             // Is it the end, or is there more? Known by now, or not worth a wait.

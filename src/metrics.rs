@@ -41,6 +41,9 @@ struct Inner {
     flush: HistogramVec,
     jobs: IntCounterVec,
     webhooks: IntCounterVec,
+    sagas: IntCounterVec,
+    saga_steps: HistogramVec,
+    saga_retries: IntCounterVec,
     circuits: IntGaugeVec,
     transitions: IntCounterVec,
     pool: IntGaugeVec,
@@ -108,6 +111,15 @@ impl Metrics {
             ),
             jobs: counter(&registry, "rdev_jobs_total", "jobs that ended", &["state"]),
             webhooks: counter(&registry, "rdev_webhook_attempts_total", "attempts to deliver a webhook", &["outcome"]),
+            sagas: counter(&registry, "rdev_sagas_total", "sagas that came to rest", &["status"]),
+            saga_steps: histogram(
+                &registry,
+                "rdev_saga_step_duration_seconds",
+                "how long attempts of steps and of compensations took",
+                &["action", "status"],
+                COMMAND_BUCKETS,
+            ),
+            saga_retries: counter(&registry, "rdev_saga_step_retries_total", "retries of steps", &["action"]),
             circuits: gauge(
                 &registry,
                 "rdev_circuit_breaker_state",
@@ -196,6 +208,20 @@ impl Metrics {
         for (kind, depth, _) in depths {
             self.0.queue_depth.with_label_values(&[kind.as_str()]).set(*depth);
         }
+    }
+
+    /// A saga came to rest.
+    pub fn saga(&self, status: &str) {
+        self.0.sagas.with_label_values(&[status]).inc();
+    }
+
+    /// An attempt of a step, or of its compensation, is over.
+    pub fn saga_step(&self, action: &str, outcome: &str, took: Duration) {
+        self.0.saga_steps.with_label_values(&[action, outcome]).observe(took.as_secs_f64());
+    }
+
+    pub fn saga_step_retried(&self, action: &str) {
+        self.0.saga_retries.with_label_values(&[action]).inc();
     }
 
     pub fn flushed(&self, waited: Duration) {

@@ -50,7 +50,8 @@ fn resolving(
 
 fn post(url: &str) -> Call {
     let target = Target::parse(url).unwrap();
-    Call { method: Method::POST, target, headers: HeaderMap::new(), body: Bytes::from("{}"), timeout: LONG }
+    let (headers, body) = (HeaderMap::new(), Bytes::from("{}"));
+    Call { method: Method::POST, target, headers, body, timeout: LONG, answer_max: ANSWER_MAX }
 }
 
 fn short(url: &str) -> Call {

@@ -2,6 +2,8 @@
 //! answer that ends a checkout is sent: the commit kills it, and pushes under way are
 //! ended before anybody is told.
 
+mod asked;
+
 use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -28,6 +30,8 @@ use crate::{
     store,
     streams::{Streams, Unshown},
 };
+
+pub use self::asked::{Asked, expires_in};
 
 /// Pause before an undo that failed is tried again.
 const UNDO_AGAIN: Duration = Duration::from_secs(2);

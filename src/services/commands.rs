@@ -1,6 +1,8 @@
 //! Commands: recorded, then started. The row, its log, the task that follows it and the
 //! answer to the client are one transaction, so what was answered runs, whoever dies.
 
+mod asked;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use chrono::TimeDelta;
@@ -29,6 +31,8 @@ use crate::{
     store::{self, streams::Kind as Log},
     streams::{Streams, Unshown},
 };
+
+pub use self::asked::{TIMEOUT_DEFAULT, TIMEOUT_MAX, check_environment, check_program, inside};
 
 /// A command that is to end is asked again so often.
 const ASK_AGAIN: Duration = Duration::from_millis(500);

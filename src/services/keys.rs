@@ -123,7 +123,7 @@ impl Keys {
             db,
             queue,
             bootstrap: bootstrap.map(|secret| {
-                let key = Arc::new(bootstrap_key(&secret, now));
+                let key = Arc::new(bootstrap_key(secret.prefix(), now));
                 (secret, key)
             }),
             clock,
@@ -178,6 +178,18 @@ impl Keys {
         }
         let now = self.inner.clock.now();
         Ok(self.read().by_id.get(&id).filter(|key| key.is_live(now)).cloned())
+    }
+
+    /// The rights that somebody had who made something, whether or not the key still opens anything.
+    ///
+    /// # Errors
+    /// Those of the database; not found where there never was such a key.
+    pub async fn maker(&self, id: Uuid) -> Result<Key> {
+        if id == BOOTSTRAP {
+            return Ok(bootstrap_key("", self.inner.clock.now()));
+        }
+        let found = store::keys::find(&mut self.inner.db.conn().await?, id).await?;
+        found.ok_or_else(|| Error::not_found("key not found"))
     }
 
     /// Resolves when the key is revoked or expires.
@@ -531,11 +543,11 @@ fn covers(caller: &Key, key: &Key) -> bool {
     }
 }
 
-fn bootstrap_key(secret: &ApiKey, now: DateTime<Utc>) -> Key {
+fn bootstrap_key(prefix: &str, now: DateTime<Utc>) -> Key {
     Key {
         id: BOOTSTRAP,
         name: "bootstrap".into(),
-        prefix: secret.prefix().to_owned(),
+        prefix: prefix.to_owned(),
         scopes: ScopeSet::from_iter([Scope::Admin]),
         project_ids: None,
         allowed_cidrs: None,

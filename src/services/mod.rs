@@ -1,7 +1,8 @@
 //! The rules. Each service owns what it needs, opens the transactions and never mentions
-//! a status code or a header. They call one another in one order only: sessions →
+//! a status code or a header. They call one another in one order only: sagas → sessions →
 //! commands → checkouts → jobs → webhooks → workspaces → projects → keys.
 
+pub mod callouts;
 pub mod chats;
 pub mod checkouts;
 pub mod commands;
@@ -16,6 +17,7 @@ pub mod output;
 pub mod pool;
 pub mod projects;
 pub mod receipts;
+pub mod sagas;
 pub mod session_end;
 pub mod sessions;
 pub mod tickets;

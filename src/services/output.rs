@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use serde_json::Value;
 
 use crate::{
     database::Db,
@@ -12,9 +13,11 @@ use crate::{
     store,
     streams::{
         self, Chunk, Owner, frame,
-        record::{self, Output, Record},
+        record::{self, Record},
     },
 };
+
+pub use crate::streams::record::Output;
 
 /// Rows and, about, bytes read at once.
 const ROWS_AT_ONCE: i64 = 256;
@@ -100,6 +103,42 @@ impl Outputs {
             None => (selection.after, selection.base),
         };
         Ok((self.events(command, at), u64::try_from(wanted - reached).unwrap_or(0), at))
+    }
+}
+
+impl Outputs {
+    /// The last `most` bytes of one output.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn tail(&self, command: &Command, only: Output, most: usize) -> Result<Vec<u8>> {
+        let selection = self.select(command, Some(only), 0).await?;
+        let first = selection.total.saturating_sub(most as u64);
+        let wanted = usize::try_from(selection.total - first).unwrap_or(most);
+        let (mut reader, skip, after) = self.bytes(command, &selection, first).await?;
+        let mut skip = usize::try_from(skip).unwrap_or(usize::MAX);
+        let mut tail = Vec::with_capacity(wanted);
+        while tail.len() < wanted {
+            let Some(chunk) = reader.next().await? else { break };
+            let bytes = raw(&chunk, after, Some(only));
+            let skipped = skip.min(bytes.len());
+            skip -= skipped;
+            tail.extend(bytes[skipped..].iter().take(wanted - tail.len()));
+        }
+        Ok(tail)
+    }
+
+    /// The data of the last event of a command that has ended: how.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn ending(&self, command: &Command) -> Result<Option<Value>> {
+        let Some(chunk) = self.events(command, command.last_n - 1).next().await? else { return Ok(None) };
+        let last = record::iter(&chunk.data).last();
+        Ok(last.and_then(|record| match record {
+            Record::Json { data, .. } => serde_json::from_str(data).ok(),
+            Record::Line { .. } => None,
+        }))
     }
 }
 

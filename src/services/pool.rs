@@ -9,14 +9,21 @@ use crate::{
     store::{self, processes::Row},
 };
 
-use super::{jobs::RUN_TASK, webhooks::Webhooks};
+use super::{callouts::Callouts, jobs::RUN_TASK, webhooks::Webhooks};
+
+/// What the service is made of.
+#[derive(Clone)]
+pub struct Parts {
+    pub db: Db,
+    pub upstreams: Upstreams,
+    pub webhooks: Webhooks,
+    pub callouts: Callouts,
+    pub metrics: Metrics,
+}
 
 #[derive(Clone)]
 pub struct Pool {
-    db: Db,
-    upstreams: Upstreams,
-    webhooks: Webhooks,
-    metrics: Metrics,
+    parts: Parts,
 }
 
 /// The pool at one moment.
@@ -27,33 +34,35 @@ pub struct Survey {
 }
 
 impl Pool {
-    pub fn new(db: Db, upstreams: Upstreams, webhooks: Webhooks, metrics: Metrics) -> Self {
-        Self { db, upstreams, webhooks, metrics }
+    pub fn new(parts: Parts) -> Self {
+        Self { parts }
     }
 
     /// # Errors
     /// Those of the database.
     pub async fn survey(&self) -> Result<Survey> {
-        let mut conn = self.db.conn().await?;
+        let mut conn = self.parts.db.conn().await?;
         let processes = store::processes::living(&mut conn, RUN_TASK).await?;
         let waiting = store::tasks::depths(&mut conn).await?;
         Ok(Survey { processes, waiting })
     }
 
-    /// Tells the metrics where breakers stand: receivers are too many for a label each.
+    /// Tells the metrics where breakers stand: receivers and servers that steps call are too many for a label each.
     pub fn measure(&self) {
         let number = |snapshot: &Snapshot| snapshot.state.number();
-        let receivers = self.webhooks.circuits().iter().map(|(_, snapshot)| number(snapshot)).max().unwrap_or(0);
+        let worst = |circuits: Vec<(String, Snapshot)>| circuits.iter().map(|(_, one)| number(one)).max().unwrap_or(0);
         let mut states: Vec<_> =
-            self.upstreams.circuits().into_iter().map(|(name, snapshot)| (name, number(&snapshot))).collect();
-        states.push(("webhooks".to_owned(), receivers));
-        self.metrics.circuits(&states);
+            self.parts.upstreams.circuits().into_iter().map(|(name, snapshot)| (name, number(&snapshot))).collect();
+        states.push(("webhooks".to_owned(), worst(self.parts.webhooks.circuits())));
+        states.push(("http".to_owned(), worst(self.parts.callouts.circuits())));
+        self.parts.metrics.circuits(&states);
     }
 
-    /// The breakers of this process: of its upstreams, and of receivers that have failed lately.
+    /// The breakers of this process: of its upstreams, and of receivers and servers that have failed lately.
     pub fn circuits(&self) -> Vec<(String, Snapshot)> {
-        let mut circuits = self.upstreams.circuits();
-        circuits.extend(self.webhooks.circuits());
+        let mut circuits = self.parts.upstreams.circuits();
+        circuits.extend(self.parts.webhooks.circuits());
+        circuits.extend(self.parts.callouts.circuits());
         circuits
     }
 }

@@ -9,6 +9,7 @@ use std::{
     },
 };
 
+use futures::future::BoxFuture;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
@@ -143,9 +144,17 @@ impl Receipts {
     }
 }
 
+/// Who else writes something down in the transaction of an outcome.
+pub trait Keep: Send + Sync {
+    /// # Errors
+    /// Those of the database; [`stale`] where nobody waits for the outcome any more: roll back.
+    fn keep<'a>(&'a self, tx: &'a mut Conn, shown: Value) -> BoxFuture<'a, Result<()>>;
+}
+
 /// How a service's outcome will be shown, so that the answer can be kept in its transaction.
 pub struct Answer<T> {
     slot: Option<Slot>,
+    keeper: Option<Arc<dyn Keep>>,
     status: u16,
     secrets: &'static [&'static str],
     show: Box<dyn Fn(&T) -> Value + Send + Sync>,
@@ -158,7 +167,12 @@ impl<T> Answer<T> {
         secrets: &'static [&'static str],
         show: impl Fn(&T) -> Value + Send + Sync + 'static,
     ) -> Self {
-        Self { slot, status, secrets, show: Box::new(show) }
+        Self { slot, keeper: None, status, secrets, show: Box::new(show) }
+    }
+
+    /// For work that somebody else than a client waits for.
+    pub fn kept_by(keeper: Arc<dyn Keep>, show: impl Fn(&T) -> Value + Send + Sync + 'static) -> Self {
+        Self { keeper: Some(keeper), ..Self::new(None, 200, &[], show) }
     }
 
     /// For work that nobody waits for.
@@ -168,7 +182,7 @@ impl<T> Answer<T> {
 
     /// Whether somebody wants it kept.
     pub fn has_slot(&self) -> bool {
-        self.slot.is_some()
+        self.slot.is_some() || self.keeper.is_some()
     }
 
     /// Keeps the answer with everything else that this transaction does.
@@ -176,6 +190,9 @@ impl<T> Answer<T> {
     /// # Errors
     /// Those of the database; [`stale`] when another process answers this request by now: roll back.
     pub async fn keep(&self, tx: &mut Conn, outcome: &T) -> Result<()> {
+        if let Some(keeper) = &self.keeper {
+            keeper.keep(tx, (self.show)(outcome)).await?;
+        }
         let Some(slot) = &self.slot else { return Ok(()) };
         let mut data = (self.show)(outcome);
         redact(&mut data, self.secrets);

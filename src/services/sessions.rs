@@ -2,6 +2,8 @@
 //! of which can be taken back; the row of its task says that somebody is at it, and
 //! whoever finds that task without its process takes everything back.
 
+mod asked;
+
 use std::{sync::Arc, time::Duration};
 
 use serde_json::json;
@@ -28,6 +30,8 @@ use crate::{
     streams::{Streams, Unshown},
 };
 
+pub use self::asked::{Asked, port};
+
 /// Pause before an undo that failed is tried again.
 const UNDO_AGAIN: Duration = Duration::from_secs(2);
 
@@ -35,6 +39,7 @@ pub const CREATE_TASK: &str = "session.create";
 pub const END_TASK: &str = "session.end";
 
 /// A session asked for.
+#[derive(Clone)]
 pub struct NewSession {
     pub checkout: NewCheckout,
     pub preview_port: Option<u16>,

@@ -25,7 +25,7 @@ use crate::{
         signing::Secrets,
         task::PRIORITY,
     },
-    egress::{Call, Egress, Failure},
+    egress::{ANSWER_MAX, Call, Egress, Failure},
     error::{Error, Result},
     metrics::Metrics,
     queue::{Claimed, Group, Lane, NewTask, Perform, Queue, Room},
@@ -218,7 +218,7 @@ impl Webhooks {
         };
         let headers = headers(outgoing, parts.secrets.as_ref(), at);
         let body = Bytes::from(outgoing.body.clone());
-        let call = Call { method: Method::POST, target, headers, body, timeout: ATTEMPT };
+        let call = Call { method: Method::POST, target, headers, body, timeout: ATTEMPT, answer_max: ANSWER_MAX };
         match parts.egress.call(call).await {
             Ok(answer) => {
                 let asked = answer.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());

@@ -19,6 +19,27 @@ pub async fn insert(c: &mut Conn, task: &NewTask) -> Result<i64, DbError> {
     c.scalar(query.bind(task.kind).bind(&task.subject)).await
 }
 
+/// As [`insert`], unless the subject has such a task, which then is ready now.
+pub async fn insert_once(c: &mut Conn, task: &NewTask) -> Result<(), DbError> {
+    c.execute(query("delete from task_later where kind = $1 and subject = $2").bind(task.kind).bind(&task.subject))
+        .await?;
+    let sql = "insert into task (lane, queue, priority, kind, subject) values ($1, $2, $3, $4, $5)
+               on conflict (kind, subject) do nothing";
+    let query = query(sql).bind(task.lane.number()).bind(&task.queue).bind(task.priority);
+    c.execute(query.bind(task.kind).bind(&task.subject)).await.map(drop)
+}
+
+/// Makes tasks that wait for a time due now.
+pub async fn bring_forward(c: &mut Conn, kind: &str, subjects: &[String]) -> Result<(), DbError> {
+    let sql = "with due as (
+                   delete from task_later where kind = $1 and subject = any($2) returning *
+               )
+               insert into task (id, ready_at, attempt, lane, priority, queue, kind, subject)
+               select id, now(), attempt, lane, priority, queue, kind, subject from due
+               on conflict (kind, subject) do nothing";
+    c.execute(query(sql).bind(kind).bind(subjects)).await.map(drop)
+}
+
 /// A task for a process that lives: it owns it from the start. `None` when its lease is gone.
 pub async fn insert_owned(c: &mut Conn, task: &NewTask, owner: Uuid) -> Result<Option<Claimed>, DbError> {
     let sql = format!(
