@@ -26,7 +26,7 @@ use crate::{
         guard::{Door, client_address},
         jobs, ops, page, pool, projects,
         routes::{Document, Routes},
-        sessions, streams, tickets,
+        saga_definitions, sagas, sessions, streams, tickets,
     },
     services::{chats::Chats, commands::Commands, keys::Keys, pool::Pool},
 };
@@ -45,6 +45,7 @@ pub struct Services {
     pub tickets: tickets::Service,
     pub git: git::Service,
     pub jobs: jobs::Service,
+    pub sagas: sagas::Service,
     pub chats: Chats,
     pub pool: Pool,
     pub ops: ops::Service,
@@ -70,6 +71,9 @@ pub fn build(services: Services, trusted_proxies: Vec<ipnet::IpNet>, cors_origin
     mounted = mount(mounted, &mut document, &door, streams::routes(services.streams));
     mounted = mount(mounted, &mut document, &door, tickets::routes(services.tickets));
     mounted = mount(mounted, &mut document, &door, jobs::routes(services.jobs));
+    let definitions = saga_definitions::routes(services.sagas.sagas.clone());
+    mounted = mount(mounted, &mut document, &door, sagas::routes(services.sagas));
+    mounted = mount(mounted, &mut document, &door, definitions);
     mounted = mount(mounted, &mut document, &door, chat::routes(services.chats));
     mounted = mount(mounted, &mut document, &door, pool::routes(services.pool));
     mounted = mount(mounted, &mut document, &door, ops::routes(services.ops));

@@ -24,6 +24,7 @@ use crate::{
     router,
     runtime::{self, LocalOptions, Place},
     services::{
+        callouts::Callouts,
         chats::Chats,
         checkouts::Checkouts,
         commands::{self, Commands, Quotas},
@@ -35,9 +36,10 @@ use crate::{
         keys::Keys,
         limits::Limits,
         output::Outputs,
-        pool::Pool,
+        pool::{self, Pool},
         projects::{self, Projects, Site},
         receipts::Receipts,
+        sagas::{self, Driver, Sagas},
         sessions::{self, Sessions},
         tickets::Tickets,
         upkeep::Upkeep,
@@ -50,7 +52,10 @@ use crate::{
         Hub, Streams, Writer,
         notify::{self, Outbox},
     },
-    workers::{self, CheckoutExpiry, Chore, Inventory, KeyUpkeep, QueueGauge, Readdress, Retention, SessionExpiry},
+    workers::{
+        self, CheckoutExpiry, Chore, Inventory, KeyUpkeep, QueueGauge, Readdress, Retention, SagaTimers, SessionExpiry,
+        actions,
+    },
 };
 
 /// What the services are made of.
@@ -104,6 +109,7 @@ struct Ground {
     keys: Keys,
     site: Site,
     egress: Egress,
+    callouts: Callouts,
     upstreams: Upstreams,
 }
 
@@ -118,6 +124,7 @@ struct Rules {
     deletion: Deletion,
     webhooks: Webhooks,
     jobs: Jobs,
+    sagas: Sagas,
 }
 
 /// Wires everything.
@@ -128,7 +135,13 @@ pub async fn build(given: Ingredients<'_>, background: &TaskTracker) -> Result<B
     let ground = ground(&given, background).await?;
     let rules = rules(&ground, given.config, given.address, background, &given.stop);
     let health = Health::new(ground.db.clone(), ground.place.clone(), ground.metrics.clone(), ground.upstreams.clone());
-    let pool = Pool::new(ground.db.clone(), ground.upstreams.clone(), rules.webhooks.clone(), ground.metrics.clone());
+    let pool = Pool::new(pool::Parts {
+        db: ground.db.clone(),
+        upstreams: ground.upstreams.clone(),
+        webhooks: rules.webhooks.clone(),
+        callouts: ground.callouts.clone(),
+        metrics: ground.metrics.clone(),
+    });
     let tickets = Tickets::new(ticket_secret(&ground.db).await?, ground.clock.clone());
     let requests = TaskTracker::new();
     let router = mount(&ground, &rules, &given, &health, &pool, tickets, &requests);
@@ -141,7 +154,7 @@ pub async fn build(given: Ingredients<'_>, background: &TaskTracker) -> Result<B
         given.config.output_retention,
     );
     let crews = crews(&ground, &rules, given.config);
-    let Rules { projects, checkouts, commands, sessions, jobs, .. } = rules;
+    let Rules { projects, checkouts, commands, sessions, jobs, sagas, .. } = rules;
     let readdress = Readdress(projects.clone());
     Ok(Built {
         router,
@@ -166,6 +179,7 @@ pub async fn build(given: Ingredients<'_>, background: &TaskTracker) -> Result<B
             Arc::new(readdress),
             Arc::new(QueueGauge(upkeep.clone(), pool)),
             Arc::new(Inventory(jobs.clone())),
+            Arc::new(SagaTimers(sagas)),
             Arc::new(Retention(upkeep, jobs)),
         ],
     })
@@ -183,6 +197,7 @@ async fn ground(given: &Ingredients<'_>, background: &TaskTracker) -> Result<Gro
     let place = runtime::open(local_options(config, given))
         .map_err(|error| Why::Failed(format!("RDEV_LOCAL_SANDBOX: {error}")))?;
     let forge = EmbeddedHost::open(given.data_dir.git(), given.exe.clone()).await;
+    let egress = Egress::new(config.egress_allow.clone()).map_err(Why::Failed)?;
     Ok(Ground {
         metrics,
         streams: Streams::new(db.clone(), hub, writer),
@@ -190,7 +205,8 @@ async fn ground(given: &Ingredients<'_>, background: &TaskTracker) -> Result<Gro
         workspaces: Workspaces::new(place.clone()),
         keys: Keys::new(db.clone(), clock.clone(), queue.clone(), config.admin_key.clone()),
         site: site(config, given.address),
-        egress: Egress::new(config.egress_allow.clone()).map_err(Why::Failed)?,
+        callouts: Callouts::new(egress.clone(), clock.clone()),
+        egress,
         upstreams: Upstreams::new(config.upstreams.clone(), config.workers as usize, clock.clone())
             .map_err(Why::Failed)?,
         db,
@@ -297,7 +313,29 @@ fn rules(
         timeout: config.job_timeout,
         failures_max: config.job_max_attempts,
     });
-    Rules { projects, access, checkouts, following, commands, sessions, deletion, webhooks, jobs }
+    let (sagas, writing) = Sagas::new(sagas::Parts {
+        db: db(),
+        core: ground.core.clone(),
+        clock: clock(),
+        queue: queue(),
+        streams: streams(),
+        metrics: metrics.clone(),
+        keys: keys.clone(),
+        projects: projects.clone(),
+        actions: sagas::Registry::new(actions::all(actions::Services {
+            callouts: ground.callouts.clone(),
+            checkouts: checkouts.clone(),
+            commands: commands.clone(),
+            jobs: jobs.clone(),
+            outputs: Outputs::new(db()),
+            sessions: sessions.clone(),
+            min_expires_in: config.min_expires_in,
+            tasks: ground.queue.attempts.clone(),
+        })),
+        stop: stop.clone(),
+    });
+    background.spawn(writing);
+    Rules { projects, access, checkouts, following, commands, sessions, deletion, webhooks, jobs, sagas }
 }
 
 /// A process without workers, or without an upstream, leaves jobs to others.
@@ -308,6 +346,8 @@ fn crews(ground: &Ground, rules: &Rules, config: &Config) -> Vec<CrewPlan> {
         (Lane::Work, Arc::new(Free::default()), system),
         (Lane::Webhooks, rules.webhooks.room(), vec![Arc::new(rules.webhooks.clone())]),
     ];
+    let driver = Driver::new(rules.sagas.clone());
+    crews.push((Lane::Sagas, driver.room(), vec![Arc::new(driver)]));
     if config.workers > 0 && ground.upstreams.is_configured() {
         let seats = Arc::new(Seats::new(ground.upstreams.clone()));
         crews.push((Lane::Jobs, seats, vec![Arc::new(Runner::new(rules.jobs.clone()))]));
@@ -325,7 +365,7 @@ fn mount(
     requests: &TaskTracker,
 ) -> Router {
     let Ground { db, clock, metrics, queue, streams, forge, keys, .. } = ground;
-    let Rules { projects, access, checkouts, commands, sessions, deletion, jobs, .. } = rules;
+    let Rules { projects, access, checkouts, commands, sessions, deletion, jobs, sagas, .. } = rules;
     let config = given.config;
     let limits = Limits::new(clock.clone(), config.rate_limit, config.auth_failure_limit, config.streams_per_key);
     let door = Arc::new(Door {
@@ -356,6 +396,7 @@ fn mount(
             min_expires_in,
         },
         jobs: handlers::jobs::Service { jobs: jobs.clone(), watching: watching.clone() },
+        sagas: handlers::sagas::Service { sagas: sagas.clone(), watching: watching.clone() },
         chats: Chats::new(ground.upstreams.clone()),
         pool: pool.clone(),
         streams: handlers::streams::Service {
@@ -369,6 +410,7 @@ fn mount(
             projects: projects.clone(),
             sessions: sessions.clone(),
             jobs: jobs.clone(),
+            sagas: sagas.clone(),
             clock: clock.clone(),
         },
         git: handlers::git::Service { access: access.clone(), forge: forge.clone(), door: door.clone() },

@@ -18,15 +18,13 @@ use super::{
 };
 use crate::{
     domain::{
-        branch::{BranchName, FromRef},
         checkout::{Checkout, CheckoutStatus},
-        durations::ExpiresIn,
         scopes::Scope,
         session::{EndReason, OnDirty},
     },
     error::{Error, Result},
     services::{
-        checkouts::{CheckedIn, Checkouts, NewCheckout, Opened, Wanted},
+        checkouts::{Asked, CheckedIn, Checkouts, Opened, expires_in},
         receipts::Answer,
         sessions::Sessions,
     },
@@ -184,37 +182,15 @@ pub struct CreateCheckout {
 }
 
 impl CreateCheckout {
-    /// # Errors
-    /// 400, in the contract's order.
-    pub fn parse(self, min_expires_in: Duration) -> Result<NewCheckout> {
-        let given = |text: Option<String>| text.filter(|text| !text.is_empty());
-        let name = |field: &str, text: &str| {
-            BranchName::parse(text).map_err(|error| Error::invalid(format!("{field}: {error}")))
-        };
-        let from = given(self.from_ref);
-        let wanted = match (given(self.branch), given(self.new_branch)) {
-            (None, None) => return Err(Error::invalid("branch or new_branch is required")),
-            (Some(_), Some(_)) => return Err(Error::invalid("specify either branch or new_branch, not both")),
-            (Some(branch), None) => Wanted::Existing(name("branch", &branch)?),
-            (None, Some(branch)) => {
-                let name = name("new_branch", &branch)?;
-                let from = from.as_deref().map(FromRef::parse).transpose();
-                Wanted::New { name, from: from.map_err(|error| Error::invalid(format!("from_ref: {error}")))? }
-            }
-        };
-        Ok(NewCheckout {
-            wanted,
-            feature_slug: given(self.feature_slug),
-            expires_in: expires_in(self.expires_in.as_deref(), min_expires_in)?,
-        })
+    pub fn asked(self) -> Asked {
+        Asked {
+            branch: self.branch,
+            new_branch: self.new_branch,
+            from_ref: self.from_ref,
+            feature_slug: self.feature_slug,
+            expires_in: self.expires_in,
+        }
     }
-}
-
-/// # Errors
-/// The contract's sentences about `expires_in`.
-pub fn expires_in(text: Option<&str>, min: Duration) -> Result<Duration> {
-    let parsed = ExpiresIn::parse_optional(text, min).map_err(|error| Error::invalid(error.to_string()))?;
-    Ok(parsed.unwrap_or(ExpiresIn::DEFAULT))
 }
 
 const SECRET: &[&str] = &["clone_url"];
@@ -231,7 +207,7 @@ async fn create(
     once: Once,
     body: Body<CreateCheckout>,
 ) -> Result<Created<CheckoutView>> {
-    let new = body.value.parse(service.min_expires_in)?;
+    let new = body.value.asked().parse(service.min_expires_in)?;
     let answer = opened_answer(once, &service);
     let opened = service.checkouts.create(&caller, &project, new, answer).await?;
     Ok(Created(CheckoutView::opened(&service.checkouts, &opened)))

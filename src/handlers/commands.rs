@@ -29,7 +29,7 @@ use crate::{
     },
     error::{Error, Result},
     services::{
-        commands::{Commands, Filter, NewCommand, Program, Started, ran_for},
+        commands::{self, Commands, Filter, NewCommand, Program, Started, TIMEOUT_DEFAULT, TIMEOUT_MAX, ran_for},
         receipts::Answer,
     },
 };
@@ -38,11 +38,7 @@ const READ: &[Scope] = &[Scope::ProjectsRead, Scope::SessionsRead];
 const EXECUTE: &[Scope] = &[Scope::ProjectsExecute];
 const CANCEL: &[Scope] = &[Scope::ProjectsExecute, Scope::SessionsExecute];
 
-/// Longest single argument that Linux passes on.
-const ARGUMENT_MAX: usize = 131_071;
 const STDIN_MAX: usize = 1 << 20;
-const TIMEOUT_DEFAULT: Duration = Duration::from_mins(10);
-const TIMEOUT_MAX: Duration = Duration::from_hours(24);
 
 pub fn routes(commands: Commands) -> Routes<Commands> {
     let start = Rule::any(EXECUTE, STANDARD).body(BodyLimit::COMMAND).waits();
@@ -178,9 +174,6 @@ impl ShellCommand {
         let program = match (self.args, self.command, self.script) {
             (Some(args), None, None) => Program::Args(args),
             (None, Some(text), None) => Program::Args(words::split(&text).map_err(rejected)?),
-            (None, None, Some(script)) if script.trim().is_empty() => {
-                return Err(Error::invalid("script must not be empty"));
-            }
             (None, None, Some(script)) => Program::Script(script),
             _ => return Err(Error::invalid("exactly one of args, command and script is needed")),
         };
@@ -190,18 +183,21 @@ impl ShellCommand {
 
 impl Common {
     fn parse(self, kind: CommandKind, program: Program, body_hash: Vec<u8>) -> Result<Asked> {
-        check_program(&program)?;
+        commands::check_program(&program)?;
         if self.stdin.as_ref().is_some_and(|text| text.len() > STDIN_MAX) {
             return Err(Error::invalid("stdin is longer than 1 MiB"));
         }
         let timeout = duration("timeout", self.timeout.as_deref(), TIMEOUT_MAX)?.unwrap_or(TIMEOUT_DEFAULT);
         let wait = duration("wait", self.wait.as_deref(), WAIT_MAX)?;
         let command_id = self.command_id.as_deref().map(CommandId::parse).transpose();
+        let cwd = self.cwd.as_deref().map(commands::inside).transpose()?.flatten();
+        let env = self.env.unwrap_or_default();
+        commands::check_environment(&env)?;
         let command = NewCommand {
             kind,
             program,
-            cwd: self.cwd.map(inside).transpose()?.filter(|cwd| !cwd.is_empty()),
-            env: self.env.map(environment).transpose()?.unwrap_or_default(),
+            cwd,
+            env,
             timeout,
             stdin: self.stdin,
             command_id: command_id.map_err(|error| Error::invalid(error.to_string()))?,
@@ -211,59 +207,11 @@ impl Common {
     }
 }
 
-fn check_program(program: &Program) -> Result<()> {
-    let Program::Args(args) = program else { return Ok(()) };
-    match args.first() {
-        None => return Err(Error::invalid("args must hold at least the program")),
-        Some(first) if first.is_empty() => return Err(Error::invalid("the program must not be empty")),
-        Some(_) => {}
-    }
-    if args.iter().any(|arg| arg.len() > ARGUMENT_MAX) {
-        return Err(Error::invalid(format!(
-            "an argument is longer than {ARGUMENT_MAX} bytes; send it by stdin or a file"
-        )));
-    }
-    if args.iter().map(|arg| arg.len() + 1).sum::<usize>() > 1 << 20 {
-        return Err(Error::invalid("the arguments are longer than 1 MiB together; send them by stdin or a file"));
-    }
-    Ok(())
-}
-
 fn rejected(error: words::WordsError) -> Error {
     match error.token() {
         Some(token) => Error::invalid(error.to_string()).code("COMMAND_REJECTED").detail("token", token),
         None => Error::invalid(error.to_string()),
     }
-}
-
-/// A relative path that does not leave the place it is relative to.
-fn inside(path: String) -> Result<String> {
-    let refuse = || Error::invalid("cwd must be a relative path inside the workspace");
-    let mut kept: Vec<&str> = Vec::new();
-    if path.starts_with('/') {
-        return Err(refuse());
-    }
-    for part in path.split('/').filter(|part| !part.is_empty() && *part != ".") {
-        if part == ".." {
-            kept.pop().ok_or_else(refuse)?;
-        } else {
-            kept.push(part);
-        }
-    }
-    Ok(kept.join("/"))
-}
-
-fn environment(env: BTreeMap<String, String>) -> Result<BTreeMap<String, String>> {
-    if let Some(name) = env.keys().find(|name| name.is_empty() || name.contains('=')) {
-        return Err(Error::invalid("env holds a name that cannot be used").reason(name.clone()));
-    }
-    if env.iter().any(|(name, value)| name.len() + value.len() + 1 > ARGUMENT_MAX) {
-        return Err(Error::invalid(format!("env holds a variable longer than {ARGUMENT_MAX} bytes")));
-    }
-    if env.iter().map(|(name, value)| name.len() + value.len() + 2).sum::<usize>() > 1 << 20 {
-        return Err(Error::invalid("env is longer than 1 MiB"));
-    }
-    Ok(env)
 }
 
 type Reply = Result<MaybeCreated<CommandView>>;

@@ -126,7 +126,7 @@ fn too_large(limit: usize) -> Error {
     Error::new(Kind::TooLarge, "PAYLOAD_TOO_LARGE", format!("the body is larger than {limit} bytes"))
 }
 
-fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     let refuse = |reason: String| Error::invalid("invalid request body").reason(reason);
     let bytes = if bytes.iter().all(u8::is_ascii_whitespace) { b"{}" } else { bytes };
     let text = std::str::from_utf8(bytes).map_err(|error| refuse(format!("not UTF-8: {error}")))?;
@@ -254,6 +254,9 @@ path_id!(KeyId, Uuid, "kid", "key not found", ids::uuid_from_path);
 path_id!(CheckoutId, Uuid, "checkout_id", "checkout not found", ids::uuid_from_path);
 path_id!(SessionId, Uuid, "sid", "session not found", ids::uuid_from_path);
 path_id!(JobId, String, "jid", "job not found", |text| ids::is_ulid(text).then(|| text.to_owned()));
+path_id!(SagaId, Uuid, "saga", "saga not found", ids::uuid_from_path);
+path_id!(StepName, String, "step", "step not found", |text| Some(text.to_owned()));
+path_id!(DefinitionName, String, "name", "saga definition not found", |text| Some(text.to_owned()));
 path_id!(DeliveryId, Uuid, "did", "delivery not found", ids::uuid_from_path);
 path_id!(ArtifactName, String, "name", "artifact not found", |text| artifact::is_name(text).then(|| text.to_owned()));
 path_id!(CommandRef, String, "cid", "command not found", |text| ids::CommandId::parse(text)

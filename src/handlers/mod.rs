@@ -19,6 +19,8 @@ pub mod pool;
 pub mod projects;
 pub mod reply;
 pub mod routes;
+pub mod saga_definitions;
+pub mod sagas;
 pub mod sessions;
 pub mod streams;
 pub mod tickets;

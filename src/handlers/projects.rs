@@ -27,6 +27,7 @@ use crate::{
         deletion::Deletion,
         projects::{NewProject, Projects},
         receipts::Answer,
+        sessions,
     },
 };
 
@@ -147,7 +148,7 @@ impl ProjectFields {
             ("review_command", self.review_command == Some(None)),
             ("agent_command", self.agent_command == Some(None)),
         ];
-        let port = |number| super::sessions::port("preview_port", number).map(i32::from);
+        let port = |number| sessions::port("preview_port", number).map(i32::from);
         Ok(ProjectSettings {
             name: self.name,
             description: self.description,

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
-    checkouts::{Checkin, CreateCheckout, Extend, expires_in, instructions},
+    checkouts::{Checkin, CreateCheckout, Extend, instructions},
     commands::{self, CommandView, ShellCommand},
     extract::{Body, BodyLimit, Caller, InProject, Once, PageQuery, Query, SessionId, cut, one_of},
     guard::Rule,
@@ -20,16 +20,15 @@ use super::{
 };
 use crate::{
     domain::{
-        durations,
         scopes::Scope,
         session::{EndReason, OnDirty, Rescue, Session, SessionStatus},
     },
     error::{Error, Result},
     services::{
-        checkouts::Checkouts,
+        checkouts::{Checkouts, expires_in},
         commands::Commands,
         receipts::Answer,
-        sessions::{NewSession, OpenedSession, Sessions},
+        sessions::{Asked, OpenedSession, Sessions},
     },
 };
 
@@ -165,27 +164,10 @@ struct CreateSession {
     idle_timeout: Option<String>,
 }
 
-/// A port that a program can listen on.
-///
-/// # Errors
-/// 400 that names the field.
-pub fn port(field: &str, number: i64) -> Result<u16> {
-    let port = u16::try_from(number).ok().filter(|port| *port > 0);
-    port.ok_or_else(|| Error::invalid(format!("{field} must be a port from 1 to 65535")))
-}
-
 impl CreateSession {
-    fn parse(self, min: Duration) -> Result<NewSession> {
-        let idle = self.idle_timeout.as_deref().filter(|text| !text.is_empty());
-        let at_least =
-            || Error::invalid(format!("idle_timeout must be a duration of at least {}", durations::format_short(min)));
-        Ok(NewSession {
-            checkout: self.checkout.parse(min)?,
-            preview_port: self.preview_port.map(|number| port("preview_port", number)).transpose()?,
-            idle_timeout: idle
-                .map(|text| durations::parse_positive(text).ok().filter(|idle| *idle >= min).ok_or_else(at_least))
-                .transpose()?,
-        })
+    fn asked(self) -> Asked {
+        let (preview_port, idle_timeout) = (self.preview_port, self.idle_timeout);
+        Asked { checkout: self.checkout.asked(), preview_port, idle_timeout }
     }
 }
 
@@ -198,7 +180,7 @@ async fn create(
     once: Once,
     body: Body<CreateSession>,
 ) -> Result<Created<SessionView>> {
-    let new = body.value.parse(service.min_expires_in)?;
+    let new = body.value.asked().parse(service.min_expires_in)?;
     let checkouts = service.checkouts.clone();
     let answer = Answer::new(once.0, 201, SECRET, move |opened| json!(SessionView::opened(&checkouts, opened)));
     let opened = service.sessions.create(&caller, &project, new, answer).await?;

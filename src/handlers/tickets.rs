@@ -21,6 +21,7 @@ use crate::{
     services::{
         jobs::Jobs,
         projects::Projects,
+        sagas::Sagas,
         sessions::Sessions,
         tickets::{self, Tickets},
     },
@@ -36,6 +37,7 @@ pub struct Service {
     pub projects: Projects,
     pub sessions: Sessions,
     pub jobs: Jobs,
+    pub sagas: Sagas,
     pub clock: Clock,
 }
 
@@ -113,6 +115,11 @@ async fn check_path(service: &Service, caller: &Key, path: &str) -> Result<()> {
             Err(Error::not_found("job not found"))
         };
     }
+    if let ["sagas", id, "events"] = parts.as_slice() {
+        needs(caller, &[Scope::ProjectsRead])?;
+        let id = ids::uuid_from_path(id).ok_or_else(|| Error::not_found("saga not found"))?;
+        return service.sagas.get(caller, id).await.map(drop);
+    }
     let (project, session, scopes): (&str, Option<&str>, &[Scope]) = match parts.as_slice() {
         ["projects", id, "events"] => (id, None, &[Scope::ProjectsRead]),
         ["projects", id, "commands", _, "output"] => (id, None, &[Scope::ProjectsRead, Scope::SessionsRead]),
@@ -120,10 +127,7 @@ async fn check_path(service: &Service, caller: &Key, path: &str) -> Result<()> {
         _ => return Err(no_stream()),
     };
     let project = ProjectId::parse(project).map_err(|_| Error::invalid("invalid project id"))?;
-    if !caller.may(scopes) {
-        let names: Vec<&str> = scopes.iter().map(|scope| scope.name()).collect();
-        return Err(Error::forbidden("this key lacks a scope that the path needs").detail("required_any", names));
-    }
+    needs(caller, scopes)?;
     let known = caller.sees(project.as_str()) && service.projects.find(project.as_str()).await?.is_some();
     if !known {
         return Err(Error::not_found("project not found"));
@@ -133,4 +137,12 @@ async fn check_path(service: &Service, caller: &Key, path: &str) -> Result<()> {
         service.sessions.get(project.as_str(), id).await?;
     }
     Ok(())
+}
+
+fn needs(caller: &Key, scopes: &[Scope]) -> Result<()> {
+    if caller.may(scopes) {
+        return Ok(());
+    }
+    let names: Vec<&str> = scopes.iter().map(|scope| scope.name()).collect();
+    Err(Error::forbidden("this key lacks a scope that the path needs").detail("required_any", names))
 }

@@ -1,12 +1,14 @@
 //! Handlers whose client is the clock: chores that every process may run at once, and the
 //! one loop for all of them. What must happen exactly once is a task; see `queue/`.
 
+pub mod actions;
 mod address;
 mod expiry;
 mod inventory;
 mod keys;
 mod queue;
 mod retention;
+mod sagas;
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,6 +25,7 @@ pub use self::{
     keys::KeyUpkeep,
     queue::QueueGauge,
     retention::Retention,
+    sagas::SagaTimers,
 };
 
 /// Something to be done again and again.
