@@ -43,12 +43,14 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
 /// Services from top to bottom: each calls those after it.
 const SERVICES: &[&str] = &[
     "deletion",
+    "sagas",
     "session_end",
     "sessions",
     "commands",
     "following",
     "checkouts",
     "pool",
+    "callouts",
     "chats",
     "jobs",
     "webhooks",

@@ -28,6 +28,7 @@ mod limits;
 mod ops;
 mod pitfalls;
 mod projects;
+mod sagas;
 mod sessions;
 mod simulator;
 mod streams;

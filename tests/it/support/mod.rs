@@ -9,6 +9,7 @@
 mod api;
 mod app;
 pub mod cluster;
+pub mod counter;
 mod database;
 pub mod git;
 mod proxy;
