@@ -68,7 +68,9 @@ impl Saga {
                 self.retry_count += 1;
                 let fell = |at: &usize| matches!(self.steps[*at].status, StepStatus::Failed | StepStatus::Unknown);
                 let fallen: Vec<usize> = (0..self.steps.len()).filter(fell).collect();
-                fallen.into_iter().for_each(|step| self.renew(step, &mut d));
+                for step in fallen {
+                    self.renew(step, &mut d);
+                }
                 self.resume_forwards(has_turn, &mut d);
             }
             Control::RetryStep(step) => {

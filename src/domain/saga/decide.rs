@@ -147,7 +147,8 @@ impl Saga {
         let running = |at: &usize| self.steps[*at].status == StepStatus::Running;
         let found: Vec<usize> = self.derived.under_way.iter().copied().filter(running).collect();
         for step in found {
-            if self.steps[step].note.is_some() && self.stop_by.is_none() {
+            let goes_on = self.steps[step].note.is_some() || self.plan.steps[step].nature.resumes;
+            if goes_on && self.stop_by.is_none() {
                 self.resume(step, d);
             } else {
                 self.ended(step, Outcome::CutOff("the process that ran it died".into()), d);
@@ -338,7 +339,7 @@ impl Saga {
         match planned.nature.performs {
             Performs::Instantly(output) => {
                 self.begin(step, d);
-                let outcome = as_object(&config, |members| output(members)).map_or_else(Outcome::never, Outcome::Done);
+                let outcome = as_object(&config, output).map_or_else(Outcome::never, Outcome::Done);
                 self.ended(step, outcome, d);
             }
             Performs::Waits { until, .. } => match as_object(&config, |members| until(members, d.now)) {

@@ -22,6 +22,8 @@ pub struct Nature {
     /// An attempt that was cut off may have had its effect all the same. False where the effect
     /// is written down in one transaction with the attempt.
     pub leaves_doubt: bool,
+    /// It only looks on: whoever comes after a process that died goes on as if nothing had been.
+    pub resumes: bool,
     pub undoes_itself: bool,
     /// A member of its config that is handed on as it stands: references in it are somebody else's.
     pub verbatim: Option<&'static str>,
@@ -35,7 +37,7 @@ pub enum Performs {
     /// Time or a person does it.
     Waits {
         /// Until when at most.
-        until: fn(&Map<String, Value>, DateTime<Utc>) -> Result<Option<DateTime<Utc>>, String>,
+        until: WaitsUntil,
         /// What it means that the time has come.
         over: fn(&Map<String, Value>) -> Outcome,
         /// A person may decide.
@@ -44,6 +46,9 @@ pub enum Performs {
     /// In attempts, outside of the engine.
     Attempts,
 }
+
+/// From a config and the present time: when a wait ends; none where only a person ends it.
+pub type WaitsUntil = fn(&Map<String, Value>, DateTime<Utc>) -> Result<Option<DateTime<Utc>>, String>;
 
 #[derive(Debug, Clone)]
 pub struct Plan {

@@ -8,8 +8,14 @@ use uuid::Uuid;
 
 use super::{retry::RetryPolicy, *};
 
-const OUTSIDE: Nature =
-    Nature { performs: Performs::Attempts, idempotent: true, leaves_doubt: true, undoes_itself: false, verbatim: None };
+const OUTSIDE: Nature = Nature {
+    performs: Performs::Attempts,
+    idempotent: true,
+    leaves_doubt: true,
+    resumes: false,
+    undoes_itself: false,
+    verbatim: None,
+};
 const NOTHING: Nature = Nature { performs: Performs::Instantly(given), leaves_doubt: false, ..OUTSIDE };
 const APPROVAL: Nature = Nature {
     performs: Performs::Waits { until: |_, _| Ok(None), over: |_| Outcome::never("late"), answerable: true },
@@ -17,6 +23,7 @@ const APPROVAL: Nature = Nature {
     ..OUTSIDE
 };
 
+#[expect(clippy::unnecessary_wraps, reason = "as actions are")]
 fn given(config: &Map<String, Value>) -> Result<Value, String> {
     Ok(config.get("output").cloned().unwrap_or_default())
 }

@@ -213,7 +213,7 @@ impl Saga {
             by: None,
         });
         match outcome {
-            Outcome::Done(_) => return self.undone(step, d),
+            Outcome::Done(_) => self.undone(step, d),
             Outcome::Failed { error, retry: asked, .. } => {
                 undo.cut_offs = 0;
                 undo.failures += 1;

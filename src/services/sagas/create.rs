@@ -199,9 +199,9 @@ impl Sagas {
             for action in named.into_iter().flatten().filter_map(|name| self.inner.parts.actions.get(name)) {
                 let needed = action.scopes();
                 if !needed.is_empty() && !caller.may(needed) {
-                    let names: Vec<_> = needed.iter().map(|scope| scope.name()).collect();
+                    let scopes: Vec<_> = needed.iter().map(|scope| scope.name()).collect();
                     let message = format!("this key lacks a scope that the action {} needs", action.name());
-                    return Err(Error::forbidden(message).detail("required_any", names));
+                    return Err(Error::forbidden(message).detail("required_any", scopes));
                 }
             }
         }

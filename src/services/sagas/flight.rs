@@ -94,7 +94,9 @@ impl Flight {
             (!goes_on(*step, leash.attempt, *undo)).then_some((*step, *undo))
         };
         let gone: Vec<_> = self.leashes.iter().filter_map(gone).collect();
-        gone.into_iter().for_each(|(step, undo)| self.cut(step, undo));
+        for (step, undo) in gone {
+            self.cut(step, undo);
+        }
     }
 
     /// An attempt is over.

@@ -9,8 +9,11 @@ use std::{
 use tokio::sync::Notify;
 use uuid::Uuid;
 
+/// The version that each driver knows, and its bell.
+type Known = HashMap<Uuid, (i64, Arc<Notify>)>;
+
 #[derive(Clone, Default)]
-pub struct Hands(Arc<Mutex<HashMap<Uuid, (i64, Arc<Notify>)>>>);
+pub struct Hands(Arc<Mutex<Known>>);
 
 /// One saga, until it is dropped.
 pub struct InHand {
@@ -38,7 +41,7 @@ impl Hands {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, (i64, Arc<Notify>)>> {
+    fn lock(&self) -> MutexGuard<'_, Known> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -32,6 +32,7 @@ const UNKNOWN: Nature = Nature {
     performs: Performs::Attempts,
     idempotent: true,
     leaves_doubt: false,
+    resumes: false,
     undoes_itself: false,
     verbatim: None,
 };

@@ -7,7 +7,10 @@ use sqlx::{Postgres, query::QueryAs, query_as};
 use uuid::Uuid;
 
 use super::{LogRow, Row, StepRow};
-use crate::database::{Conn, DbError};
+use crate::{
+    database::{Conn, DbError},
+    domain::saga::UndoStatus,
+};
 
 /// What becomes of the task that carries the saga.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -169,7 +172,7 @@ fn bind_steps<'q>(query: Query<'q>, steps: &[&StepRow]) -> Query<'q> {
         .bind(column(steps, |s| s.undo_due_at))
         .bind(column(steps, |s| s.undo_at))
         .bind(column(steps, |s| s.status.text()))
-        .bind(column(steps, |s| s.undo_status.map(|status| status.text())))
+        .bind(column(steps, |s| s.undo_status.map(UndoStatus::text)))
         .bind(column(steps, |s| s.error.clone()))
         .bind(column(steps, |s| s.undo_error.clone()))
         .bind(column(steps, |s| s.note.clone()))

@@ -91,7 +91,7 @@ impl Action for JobWait {
     }
 
     fn nature(&self) -> Nature {
-        ATTEMPTS
+        Nature { resumes: true, ..ATTEMPTS }
     }
 
     fn scopes(&self) -> &'static [Scope] {

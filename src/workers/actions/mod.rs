@@ -91,6 +91,7 @@ const ATTEMPTS: Nature = Nature {
     performs: Performs::Attempts,
     idempotent: true,
     leaves_doubt: false,
+    resumes: false,
     undoes_itself: false,
     verbatim: None,
 };
