@@ -12,6 +12,7 @@
 //!
 //! * `cli` is the command line, `app` wires everything once, `router` mounts the handlers.
 //! * `handlers` are HTTP in, HTTP out; `workers` have the clock as their client. Both see services alone.
+//!   `workers/actions` are what steps of sagas can do, a file each.
 //! * `services` hold the rules and open the transactions.
 //! * `queue` is the durable core: processes, leases, fences, tasks. It does not know what tasks mean.
 //! * `streams` are numbered logs and the hub that shows them.

@@ -12,6 +12,7 @@ mod control;
 mod decide;
 pub mod fields;
 pub mod graph;
+mod outcome;
 pub mod plan;
 pub mod reference;
 pub mod retry;
@@ -27,7 +28,8 @@ use utoipa::ToSchema;
 pub use self::{
     changes::{Begin, Changes, Entry, Transition},
     control::{Control, Refused},
-    decide::{Happening, Outcome, Retry},
+    decide::Happening,
+    outcome::{Outcome, Retry},
     plan::{Nature, Performs, Plan, PlannedStep, Undo},
     state::{Saga, Step, UndoState, UndoStatus},
 };

@@ -256,7 +256,8 @@ path_id!(SessionId, Uuid, "sid", "session not found", ids::uuid_from_path);
 path_id!(JobId, String, "jid", "job not found", |text| ids::is_ulid(text).then(|| text.to_owned()));
 path_id!(SagaId, Uuid, "saga", "saga not found", ids::uuid_from_path);
 path_id!(StepName, String, "step", "step not found", |text| Some(text.to_owned()));
-path_id!(DefinitionName, String, "name", "saga definition not found", |text| Some(text.to_owned()));
+path_id!(DefinitionName, String, "name", "saga definition not found", |text| (!text.contains('\0'))
+    .then(|| text.to_owned()));
 path_id!(DeliveryId, Uuid, "did", "delivery not found", ids::uuid_from_path);
 path_id!(ArtifactName, String, "name", "artifact not found", |text| artifact::is_name(text).then(|| text.to_owned()));
 path_id!(CommandRef, String, "cid", "command not found", |text| ids::CommandId::parse(text)

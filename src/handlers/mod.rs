@@ -24,3 +24,4 @@ pub mod sagas;
 pub mod sessions;
 pub mod streams;
 pub mod tickets;
+mod yaml;

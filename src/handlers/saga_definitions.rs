@@ -1,10 +1,9 @@
 //! `/saga-definitions`: named lists of steps, in JSON or in YAML.
 
 use axum::extract::State;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 use http::{HeaderMap, Method, header};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -14,6 +13,7 @@ use super::{
     guard::Rule,
     reply::{Data, MaybeCreated, Paged},
     routes::{LOOKUP, Routes, STANDARD},
+    yaml,
 };
 use crate::{
     domain::{saga::spec::StepSpec, scopes::Scope},
@@ -52,12 +52,9 @@ impl<S: Send + Sync> axum::extract::FromRequest<S> for Either {
             return extract::decode(&bytes).map(Self);
         }
         let refuse = |error: String| Error::invalid("invalid request body").reason(error);
-        let value: Value = serde_yaml_ng::from_slice(&bytes).map_err(|error| refuse(error.to_string()))?;
+        let value = yaml::read(&bytes, BodyLimit::DEFAULT).map_err(refuse)?;
         // From here on it is the JSON that it stands for.
         let text = serde_json::to_vec(&value).map_err(|error| refuse(error.to_string()))?;
-        if text.len() > BodyLimit::DEFAULT {
-            return Err(refuse("what the YAML stands for is larger than 1 MiB".into()));
-        }
         extract::decode(&text).map(Self)
     }
 }
@@ -121,10 +118,27 @@ struct DefinitionList {
     saga_definitions: Vec<DefinitionView>,
 }
 
+/// Where a page of the list ended.
+struct Place {
+    at: DateTime<Utc>,
+    name: String,
+}
+
+impl std::str::FromStr for Place {
+    type Err = ();
+
+    fn from_str(text: &str) -> std::result::Result<Self, ()> {
+        let (at, name) = text.split_once(' ').ok_or(())?;
+        Ok(Self { at: at.parse().map_err(drop)?, name: name.to_owned() })
+    }
+}
+
 async fn list(State(sagas): State<Sagas>, Query(page): Query<PageQuery>) -> Result<Paged<DefinitionList>> {
-    let (after, limit) = page.parse::<String>()?;
-    let found = sagas.definitions(after.as_deref(), limit).await?;
-    let (found, next) = cut(found, limit, |one: &Definition| one.row.name.clone());
+    let (before, limit) = page.parse::<Place>()?;
+    let found = sagas.definitions(before.as_ref().map(|place| (place.at, place.name.as_str())), limit).await?;
+    let (found, next) = cut(found, limit, |one: &Definition| {
+        format!("{} {}", one.row.created_at.to_rfc3339_opts(SecondsFormat::Micros, true), one.row.name)
+    });
     Ok(Paged { data: DefinitionList { saga_definitions: found.into_iter().map(DefinitionView::of).collect() }, next })
 }
 

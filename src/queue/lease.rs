@@ -55,6 +55,11 @@ impl Lease {
         self.age() < GIVE_UP && !self.standing().is_cancelled()
     }
 
+    /// Whether, in an orderly stop, what this process claimed is still its own.
+    pub fn wraps_up(&self) -> bool {
+        self.is_leaving() && self.age() < GIVE_UP
+    }
+
     fn age(&self) -> Duration {
         self.renewed.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }

@@ -173,6 +173,11 @@ impl Queue {
         self.lease.is_sure()
     }
 
+    /// Whether this is an orderly stop, in which what ends soon may end.
+    pub fn wraps_up(&self) -> bool {
+        self.lease.wraps_up()
+    }
+
     pub fn process(&self) -> Uuid {
         self.lease.id()
     }

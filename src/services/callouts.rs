@@ -208,7 +208,10 @@ mod tests {
         assert_eq!(servers.turn(NAME).err(), Some(servers.clock.now() + PROBED));
         probe.went(true);
         assert!(servers.turn(NAME).is_ok());
-        assert_eq!(servers.circuits(), []);
+        let state = |servers: &Servers| servers.circuits().first().map(|(_, one)| one.state);
+        assert_eq!(state(&servers), Some(breaker::State::Closed));
+        servers.clock.advance(FORGOTTEN_AFTER);
+        assert_eq!(state(&servers), None);
     }
 
     #[test]

@@ -245,17 +245,21 @@ pub async fn delete(c: &mut Conn, id: Uuid) -> Result<(), DbError> {
     c.execute(query(sql).bind(id)).await.map(drop)
 }
 
-/// Writes down what an attempt has made. False where it is not under way any more.
+/// Writes down what an attempt (of a step, or of its compensation) has made. False where it is not under way
+/// any more.
 pub async fn note(
     c: &mut Conn,
     saga: Uuid,
     step: i32,
-    attempt: i32,
+    (attempt, undo): (i32, bool),
     note: &serde_json::Value,
 ) -> Result<bool, DbError> {
     let sql = "update saga_step set note = $4
-               where saga_id = $1 and n = $2 and attempt = $3 and status = 'running'";
-    c.execute(query(sql).bind(saga).bind(step).bind(attempt).bind(note.to_string())).await.map(|n| n == 1)
+               where saga_id = $1 and n = $2
+               and case when $5 then undo_attempts = $3 and undo_status = 'running'
+                        else attempt = $3 and status = 'running' end";
+    let query = query(sql).bind(saga).bind(step).bind(attempt).bind(note.to_string()).bind(undo);
+    c.execute(query).await.map(|n| n == 1)
 }
 
 pub async fn note_of(c: &mut Conn, saga: Uuid, step: i32) -> Result<Option<String>, DbError> {

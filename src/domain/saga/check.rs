@@ -138,7 +138,7 @@ impl<'a> Check<'a> {
         if let Some(Err(error)) = step.timeout.as_deref().map(durations::parse_positive) {
             self.problem(&format!("{at}.timeout"), &error.to_string());
         }
-        if let Some(when) = &step.when {
+        if let Some(when) = step.condition() {
             self.when(when, &format!("{at}.when"), scope);
         }
     }

@@ -121,8 +121,10 @@ impl Saga {
 
     /// A step is to be done once more: under the same key where nobody knows what the last one did.
     fn renew(&mut self, step: usize, d: &mut Deciding) {
+        let retries = self.plan.steps[step].policy.retries();
         let one = &mut self.steps[step];
-        let is_certain = one.status == StepStatus::Failed && one.cut_offs == 0;
+        // The other side said no: not only was it not reached any more.
+        let is_certain = one.status == StepStatus::Failed && one.cut_offs == 0 && one.failures <= retries;
         if (is_certain || !one.doubtful) && one.attempt > 0 {
             one.generation += 1;
         }

@@ -7,8 +7,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value;
 
 use super::{
-    AT_ONCE, Begin, CUT_OFFS_MAX, Changes, Entry, GRACE, OnFailure, Performs, Saga, SagaStatus, StepStatus, Transition,
-    plan::resolved, retry,
+    AT_ONCE, Begin, CUT_OFFS_MAX, Changes, Entry, GRACE, OnFailure, Outcome, Performs, Retry, Saga, SagaStatus,
+    StepStatus, Transition, outcome::words, plan::resolved, retry,
 };
 
 /// Steps that need nobody are carried out so many in one decision, at most.
@@ -27,44 +27,6 @@ pub enum Happening {
     UndoEnded { step: usize, attempt: i32, outcome: Outcome },
     /// It killed every process that took it.
     GivenUp(String),
-}
-
-/// How an attempt ended.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Outcome {
-    Done(Value),
-    Failed {
-        error: String,
-        retry: Retry,
-        /// It may have done a part all the same.
-        partly: bool,
-    },
-    /// Cut off before its result was known.
-    CutOff(String),
-    /// It was not made; it may be at this time.
-    PutOff {
-        until: DateTime<Utc>,
-        why: String,
-    },
-}
-
-impl Outcome {
-    /// Another attempt would fail the same way.
-    pub fn never(error: impl Into<String>) -> Self {
-        Self::Failed { error: error.into(), retry: Retry::Never, partly: false }
-    }
-
-    /// Another attempt may go better.
-    pub fn failed(error: impl Into<String>) -> Self {
-        Self::Failed { error: error.into(), retry: Retry::After(None), partly: false }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Retry {
-    Never,
-    /// By policy; not before what the other side asked for.
-    After(Option<Duration>),
 }
 
 /// A decision in the making.
@@ -173,22 +135,23 @@ impl Saga {
         let stopping = self.stop_by.is_some();
         let nature = self.plan.steps[step].nature;
         let one = &mut self.steps[step];
-        if !matches!(outcome, Outcome::CutOff(_) | Outcome::PutOff { .. }) {
+        if matches!(outcome, Outcome::Done(_) | Outcome::Failed { .. }) {
             one.cut_offs = 0;
         }
         match outcome {
+            Outcome::Broken(why) => {
+                one.doubtful = true;
+                one.cut_offs = one.cut_offs.max(1);
+                if self.plan.steps[step].idempotent {
+                    self.failed(step, why, Retry::After(None), d);
+                } else {
+                    self.doubt(step, why, d);
+                }
+            }
             Outcome::Done(output) => self.complete(step, output, d),
             Outcome::Failed { error, retry, partly } => {
                 one.doubtful |= partly;
-                one.failures += 1;
-                match retry {
-                    Retry::After(asked) if !stopping && one.failures <= self.plan.steps[step].policy.retries() => {
-                        let n = u32::try_from(one.failures).unwrap_or(1);
-                        let pause = retry::raised(self.plan.steps[step].policy.delay(n, d.unit), asked);
-                        self.retry_at(step, later(d.now, pause), error, true, d);
-                    }
-                    _ => self.fail(step, error, d),
-                }
+                self.failed(step, error, retry, d);
             }
             Outcome::CutOff(why) => {
                 one.doubtful |= nature.leaves_doubt || one.note.is_some();
@@ -204,12 +167,27 @@ impl Saga {
                     self.retry_at(step, due, why, false, d);
                 }
             }
-            Outcome::PutOff { why, .. } if stopping && one.doubtful => self.doubt(step, why, d),
+            Outcome::PutOff { why, .. } if stopping && (one.doubtful || one.note.is_some()) => self.doubt(step, why, d),
             Outcome::PutOff { .. } if stopping => self.drop_step(step, d),
             Outcome::PutOff { until, why } => {
                 one.attempt -= 1;
+                one.doubtful |= one.note.is_some();
                 self.retry_at(step, until, why, false, d);
             }
+        }
+    }
+
+    /// A failure: the next attempt by policy, or the end.
+    fn failed(&mut self, step: usize, error: String, retry: Retry, d: &mut Deciding) {
+        let (one, policy) = (&mut self.steps[step], &self.plan.steps[step].policy);
+        one.failures += 1;
+        match retry {
+            Retry::After(asked) if self.stop_by.is_none() && one.failures <= policy.retries() => {
+                let n = u32::try_from(one.failures).unwrap_or(1);
+                let pause = retry::raised(policy.delay(n, d.unit), asked);
+                self.retry_at(step, later(d.now, pause), error, true, d);
+            }
+            _ => self.fail(step, error, d),
         }
     }
 
@@ -271,6 +249,9 @@ impl Saga {
             let status = if only_waits && !can_begin { SagaStatus::Waiting } else { SagaStatus::Running };
             return self.to(status, d);
         }
+        if self.status == SagaStatus::Waiting {
+            self.to(SagaStatus::Running, d);
+        }
         if self.stop_by.is_some() {
             self.stop_by = None;
             self.completed_at = Some(d.now);
@@ -289,17 +270,20 @@ impl Saga {
     }
 
     fn has_failed(&mut self, d: &mut Deciding) {
-        let first = self.steps.iter().zip(&self.plan.steps).find_map(|(step, planned)| match step.status {
-            StepStatus::Failed | StepStatus::Unknown => {
-                Some(format!("step \"{}\": {}", planned.name, step.error.as_deref().unwrap_or("failed")))
-            }
-            _ => None,
-        });
-        self.error = first.or_else(|| self.error.take());
+        self.error = self.first_failure().or_else(|| self.error.take());
         self.to(SagaStatus::Failed, d);
         if self.plan.on_failure == OnFailure::Compensate && d.may_turn_back {
             self.turn_back(d);
         }
+    }
+
+    pub(super) fn first_failure(&self) -> Option<String> {
+        self.steps.iter().zip(&self.plan.steps).find_map(|(step, planned)| match step.status {
+            StepStatus::Failed | StepStatus::Unknown => {
+                Some(format!("step \"{}\": {}", planned.name, step.error.as_deref().unwrap_or("failed")))
+            }
+            _ => None,
+        })
     }
 
     fn begin_ready(&mut self, d: &mut Deciding) {
@@ -472,6 +456,9 @@ impl Saga {
                     continue;
                 }
             }
+            if self.steps[step].doubtful {
+                self.steps[step].cut_offs = self.steps[step].cut_offs.max(1);
+            }
             self.fail(step, why.to_owned(), d);
         }
         self.halting = true;
@@ -589,22 +576,12 @@ pub(super) fn after_cut_off(policy: &retry::RetryPolicy, cut_offs: i32, d: &Deci
     if n == 0 { d.now } else { later(d.now, policy.delay(n, d.unit)) }
 }
 
-/// As the log words it.
-pub(super) fn words(outcome: &Outcome) -> (&'static str, Option<String>) {
-    match outcome {
-        Outcome::Done(_) => ("completed", None),
-        Outcome::Failed { error, .. } => ("failed", Some(error.clone())),
-        Outcome::CutOff(why) => ("cut_off", Some(why.clone())),
-        Outcome::PutOff { why, .. } => ("put_off", Some(why.clone())),
-    }
-}
-
 pub(super) fn later(now: DateTime<Utc>, pause: Duration) -> DateTime<Utc> {
     TimeDelta::from_std(pause).ok().and_then(|pause| now.checked_add_signed(pause)).unwrap_or(DateTime::<Utc>::MAX_UTC)
 }
 
 /// A config is an object, also where none was given.
-fn as_object<T>(
+pub(super) fn as_object<T>(
     config: &Value,
     look: impl FnOnce(&serde_json::Map<String, Value>) -> Result<T, String>,
 ) -> Result<T, String> {

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{
     OnFailure,
     condition::Condition,
-    decide::Outcome,
+    outcome::Outcome,
     reference::{self, Values},
     retry::RetryPolicy,
 };
@@ -87,8 +87,7 @@ pub enum Undo {
         action: String,
         /// With its references; the step's own where there is none.
         config: Option<Value>,
-        /// As in [`Nature`].
-        verbatim: Option<&'static str>,
+        nature: Nature,
     },
 }
 

@@ -147,6 +147,22 @@ pub fn resolve(value: &Value, values: &dyn Values) -> Result<Value, Unresolved> 
     Resolver { values, left: INSERTED_MAX }.value(value, "", 0).map_err(|(path, message)| Unresolved { path, message })
 }
 
+/// `value` for the compensation of a step whose output nobody knows: a string that is one whole reference to it
+/// is null. Within a longer text it stays, and has no value: half of a URL is not one.
+pub fn without_output(value: &Value) -> Value {
+    match value {
+        Value::String(text) => match whole(text) {
+            Some(Ok(Reference::Output { .. })) => Value::Null,
+            _ => value.clone(),
+        },
+        Value::Array(items) => items.iter().map(without_output).collect(),
+        Value::Object(members) => {
+            Value::Object(members.iter().map(|(name, member)| (name.clone(), without_output(member))).collect())
+        }
+        _ => value.clone(),
+    }
+}
+
 /// Why a string has no value. It shows references, never values: they may be secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unresolved {

@@ -66,6 +66,11 @@ impl StepSpec {
         self.compensate.as_deref().filter(|action| !action.is_empty())
     }
 
+    /// When it runs, if that is not always.
+    pub fn condition(&self) -> Option<&str> {
+        self.when.as_deref().filter(|when| !when.trim().is_empty())
+    }
+
     /// As it may be shown.
     #[must_use]
     pub fn masked(&self) -> Self {

@@ -221,7 +221,10 @@ impl Saga {
     }
 
     pub(super) fn undo_attempting(&self) -> usize {
-        let runs = |at: &&usize| self.steps[**at].undo.as_ref().is_some_and(|undo| undo.status == UndoStatus::Running);
+        let runs = |at: &&usize| {
+            let undo = self.steps[**at].undo.as_ref();
+            undo.is_some_and(|undo| undo.status == UndoStatus::Running) && !self.undo_waits(**at)
+        };
         self.derived.undoing.iter().filter(runs).count()
     }
 

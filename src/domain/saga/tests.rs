@@ -42,7 +42,7 @@ fn saga_on_failure(steps: &[(&str, &[usize], Nature)], on_failure: OnFailure) ->
         needed_by: (0..steps.len()).filter(|later| steps[*later].1.contains(&at)).collect(),
         config: json!({"output": name}),
         when: None,
-        undo: nature.leaves_doubt.then(|| Undo::By { action: "undo".into(), config: None, verbatim: None }),
+        undo: nature.leaves_doubt.then(|| Undo::By { action: "undo".into(), config: None, nature: OUTSIDE }),
         policy: RetryPolicy::with_max_retries(1),
         timeout: None,
         idempotent: nature.idempotent,

@@ -1,19 +1,26 @@
 //! Running backwards: what completed, or may have, is undone in reverse order of dependency,
 //! each step when all that depended on it are out of the way.
 
-use super::{
-    AT_ONCE, Begin, CUT_OFFS_MAX, Entry, Outcome, Retry, Saga, SagaStatus, StepStatus, Undo, UndoState, UndoStatus,
-    decide::{Deciding, after_cut_off, later, words},
-    plan::resolved,
-    retry,
-};
 use chrono::{DateTime, Utc};
+use serde_json::Value;
+
+use super::{
+    AT_ONCE, Begin, CUT_OFFS_MAX, Entry, Outcome, Performs, Retry, Saga, SagaStatus, StepStatus, Undo, UndoState,
+    UndoStatus,
+    decide::{Deciding, after_cut_off, as_object, later},
+    outcome::words,
+    plan::resolved,
+    reference, retry,
+};
 
 impl Saga {
     /// Begins to compensate. What is under way has been asked to stop.
     pub(super) fn turn_back(&mut self, d: &mut Deciding) {
         for step in 0..self.steps.len() {
             self.recall(step, d);
+        }
+        if self.status == SagaStatus::Stuck {
+            self.error = self.first_failure();
         }
         self.completed_at = None;
         self.deadline = None;
@@ -135,11 +142,15 @@ impl Saga {
     fn undo_due(&mut self, d: &mut Deciding) {
         let due = |at: &usize| {
             let undo = self.steps[*at].undo.as_ref();
-            undo.is_some_and(|undo| undo.status == UndoStatus::Retrying && undo.due_at.is_some_and(|at| at <= d.now))
+            undo.is_some_and(|undo| undo.due_at.is_some_and(|at| at <= d.now))
         };
         let due: Vec<usize> = self.derived.undoing.iter().copied().filter(due).collect();
         for step in due {
-            self.begin_undo(step, d);
+            if self.steps[step].undo.as_ref().is_some_and(|undo| undo.status == UndoStatus::Running) {
+                self.undo_over(step, Outcome::Done(Value::Null), d);
+            } else {
+                self.begin_undo(step, d);
+            }
         }
     }
 
@@ -151,21 +162,54 @@ impl Saga {
             undo.due_at = None;
         }
         self.step_to(step, StepStatus::Compensating, d);
-        match self.undo_of(step) {
-            Ok(begin) => d.changes.begin.push(begin),
+        match self.undo_of(step).and_then(|begin| self.carry_out(step, begin, d)) {
+            Ok(Some(begin)) => d.changes.begin.push(begin),
+            Ok(None) => {}
             Err(error) => self.undo_over(step, Outcome::never(error), d),
         }
+    }
+
+    /// What needs nobody is carried out here; what only waits has a time. The rest is somebody's to make.
+    fn carry_out(&mut self, step: usize, begin: Begin, d: &mut Deciding) -> Result<Option<Begin>, String> {
+        match self.performs_undo(step) {
+            Performs::Attempts => Ok(Some(begin)),
+            Performs::Instantly(output) => {
+                let output = as_object(&begin.config, output)?;
+                self.undo_over(step, Outcome::Done(output), d);
+                Ok(None)
+            }
+            Performs::Waits { until, .. } => {
+                let due = as_object(&begin.config, |members| until(members, d.now))?;
+                if let Some(undo) = &mut self.steps[step].undo {
+                    undo.due_at = Some(due.unwrap_or(d.now));
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    fn performs_undo(&self, step: usize) -> Performs {
+        match &self.plan.steps[step].undo {
+            Some(Undo::By { nature, .. }) => nature.performs,
+            Some(Undo::Itself) | None => Performs::Attempts,
+        }
+    }
+
+    /// It waits for a time, in nobody's hands.
+    pub(super) fn undo_waits(&self, step: usize) -> bool {
+        matches!(self.performs_undo(step), Performs::Waits { .. })
     }
 
     fn undo_of(&self, step: usize) -> Result<Begin, String> {
         let (planned, one) = (&self.plan.steps[step], &self.steps[step]);
         let (action, config, verbatim) = match &planned.undo {
-            Some(Undo::By { action, config, verbatim }) => {
-                (action, config.as_ref().unwrap_or(&planned.config), *verbatim)
+            Some(Undo::By { action, config, nature }) => {
+                (action, config.as_ref().unwrap_or(&planned.config), nature.verbatim)
             }
             Some(Undo::Itself) | None => (&planned.action, &planned.config, planned.nature.verbatim),
         };
-        let config = resolved(config, verbatim, &self.values(Some(step)))?;
+        let known = if one.output.is_some() { config.clone() } else { reference::without_output(config) };
+        let config = resolved(&known, verbatim, &self.values(Some(step)))?;
         Ok(Begin {
             step,
             attempt: one.undo.as_ref().map_or(1, |undo| undo.attempts),
@@ -182,8 +226,8 @@ impl Saga {
     /// Compensations that were under way died with their process: they are idempotent.
     pub(super) fn undo_taken(&mut self, d: &mut Deciding) {
         let runs = |at: &usize| self.steps[*at].undo.as_ref().is_some_and(|undo| undo.status == UndoStatus::Running);
-        let found: Vec<usize> = self.derived.undoing.iter().copied().filter(runs).collect();
-        for step in found {
+        let found = self.derived.undoing.iter().copied().filter(runs).filter(|step| !self.undo_waits(*step));
+        for step in found.collect::<Vec<_>>() {
             self.undo_over(step, Outcome::CutOff("the process that ran it died".into()), d);
         }
     }
@@ -214,19 +258,8 @@ impl Saga {
         });
         match outcome {
             Outcome::Done(_) => self.undone(step, d),
-            Outcome::Failed { error, retry: asked, .. } => {
-                undo.cut_offs = 0;
-                undo.failures += 1;
-                match asked {
-                    Retry::After(asked) if undo.failures <= policy.retries() => {
-                        let n = u32::try_from(undo.failures).unwrap_or(1);
-                        let pause = retry::raised(policy.delay(n, d.unit), asked);
-                        let due = later(d.now, pause);
-                        self.undo_again(step, due, error, d);
-                    }
-                    _ => self.not_undone(step, error, d),
-                }
-            }
+            Outcome::Broken(error) => self.undo_failed(step, error, Retry::After(None), d),
+            Outcome::Failed { error, retry, .. } => self.undo_failed(step, error, retry, d),
             Outcome::CutOff(why) => {
                 undo.cut_offs += 1;
                 if undo.cut_offs >= CUT_OFFS_MAX {
@@ -240,6 +273,21 @@ impl Saga {
                 undo.attempts -= 1;
                 self.undo_again(step, until, why, d);
             }
+        }
+    }
+
+    fn undo_failed(&mut self, step: usize, error: String, retry: Retry, d: &mut Deciding) {
+        let policy = &self.plan.steps[step].policy;
+        let Some(undo) = &mut self.steps[step].undo else { return };
+        undo.cut_offs = 0;
+        undo.failures += 1;
+        match retry {
+            Retry::After(asked) if undo.failures <= policy.retries() => {
+                let n = u32::try_from(undo.failures).unwrap_or(1);
+                let due = later(d.now, retry::raised(policy.delay(n, d.unit), asked));
+                self.undo_again(step, due, error, d);
+            }
+            _ => self.not_undone(step, error, d),
         }
     }
 
@@ -275,6 +323,7 @@ impl Saga {
     }
 
     pub(super) fn undo_given_up(&mut self, why: &str, d: &mut Deciding) {
+        self.error = Some(why.to_owned());
         for step in self.derived.undoing.clone() {
             d.changes.cut.push((step, true));
             self.not_undone(step, why.to_owned(), d);

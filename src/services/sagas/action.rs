@@ -162,14 +162,16 @@ impl Attempt {
         Ok(())
     }
 
-    /// Handed to a service that makes something: what `show` says of it is noted in the transaction
-    /// that makes it, or nothing is made. So it is made once, whatever dies.
+    /// Handed to a service that makes something: what `show` says of it, an object, is noted in the
+    /// transaction that makes it, with the number of this `attempt` (and `undo`), or nothing is made. So it
+    /// is made once, whatever dies.
     pub fn answer<T>(&self, show: impl Fn(&T) -> Value + Send + Sync + 'static) -> Answer<T> {
         let (saga, begin) = (self.saga, &self.begin);
         let note = Note {
             saga,
             step: i32::try_from(begin.step).unwrap_or(i32::MAX),
             attempt: begin.attempt,
+            undo: begin.undo,
             task: self.task.clone(),
             noted: self.noted.clone(),
         };
@@ -218,16 +220,21 @@ struct Note {
     saga: Uuid,
     step: i32,
     attempt: i32,
+    undo: bool,
     task: Claimed,
     noted: Arc<Mutex<Option<Value>>>,
 }
 
 impl Keep for Note {
-    fn keep<'a>(&'a self, tx: &'a mut Conn, shown: Value) -> BoxFuture<'a, Result<()>> {
+    fn keep<'a>(&'a self, tx: &'a mut Conn, mut shown: Value) -> BoxFuture<'a, Result<()>> {
         async move {
+            shown["attempt"] = self.attempt.into();
+            if self.undo {
+                shown["undo"] = true.into();
+            }
             // Whoever takes the saga over waits for this, and then sees the note.
             let ours = store::tasks::hold(tx, self.task.id, self.task.fence).await?
-                && store::sagas::note(tx, self.saga, self.step, self.attempt, &shown).await?;
+                && store::sagas::note(tx, self.saga, self.step, (self.attempt, self.undo), &shown).await?;
             if !ours {
                 return Err(stale());
             }

@@ -114,13 +114,12 @@ impl Sagas {
             ..NewSaga::default()
         };
         let origin = Origin { by: attempt.created_by, parent: Some(attempt.saga), depth: attempt.depth + 1 };
-        let number = attempt.number();
         let made = async {
             let checked = self.check(&caller, new).await?;
             let mut tx = self.inner.parts.db.begin().await?;
             let row = self.insert(&mut tx, &checked, &origin).await?;
             let id = row.id;
-            let note = attempt.answer(move |id: &Uuid| json!({"saga_id": id, "attempt": number}));
+            let note = attempt.answer(|id: &Uuid| json!({"saga_id": id}));
             note.keep(&mut tx, &id).await?;
             tx.commit().await?;
             Ok::<_, Error>(id)

@@ -1,5 +1,7 @@
 //! Named lists of steps. Each version is kept; a saga keeps the one it began with.
 
+use chrono::{DateTime, Utc};
+
 use super::{Error, Key, Result, Sagas, StepSpec, create::refused, store};
 use crate::{
     domain::saga::{
@@ -58,12 +60,13 @@ impl Sagas {
         found.map(shown).transpose()?.ok_or_else(|| Error::not_found("saga definition not found"))
     }
 
-    /// The newest version of each, by name, one more than `limit` where there are more.
+    /// The newest version of each, newest first, after the one that was made then under that name; one more
+    /// than `limit` where there are more.
     ///
     /// # Errors
     /// Those of the database.
-    pub async fn definitions(&self, after: Option<&str>, limit: i64) -> Result<Vec<Definition>> {
-        let found = store::sagas::definitions(&mut self.inner.parts.db.conn().await?, after, limit + 1).await?;
+    pub async fn definitions(&self, before: Option<(DateTime<Utc>, &str)>, limit: i64) -> Result<Vec<Definition>> {
+        let found = store::sagas::definitions(&mut self.inner.parts.db.conn().await?, before, limit + 1).await?;
         found.into_iter().map(shown).collect()
     }
 }

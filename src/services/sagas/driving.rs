@@ -128,7 +128,7 @@ impl Driver {
         let parts = &self.sagas.inner.parts;
         let why = format!("{DEATHS_MAX} processes in a row died while they drove it");
         let changes = held.saga.decide(Happening::GivenUp(why), parts.clock.now(), rand::random());
-        let write = held.write(&changes, parts.clock.now(), Some((task.id, task.fence)), Then::Keep);
+        let write = held.write(&changes, parts.clock.now(), Some((task.id, task.fence)), Then::Finish);
         self.sagas.write(&mut held, &changes, write).await?.ok_or_else(stale).map(drop)
     }
 }
@@ -342,7 +342,7 @@ impl Drive<'_> {
     /// The process stops: attempts that end soon may end, and what becomes of them is written down.
     async fn wrap_up(&mut self) -> Result<Happening, Over> {
         let parts = &self.sagas.inner.parts;
-        if !parts.queue.is_sure() {
+        if !parts.queue.wraps_up() {
             return Err(Over::Lost);
         }
         self.flight.leave_those_that_take_long(&parts.actions);
@@ -351,6 +351,9 @@ impl Drive<'_> {
             let Ok(Some(landed)) = tokio::time::timeout_at(until, self.flight.landed.next()).await else { break };
             let now = parts.clock.now();
             let changes = self.held.saga.conclude(happening(landed), now, rand::random());
+            if !changes.any {
+                continue;
+            }
             let write = self.held.write(&changes, now, Some((self.task.id, self.task.fence)), Then::Keep);
             match self.sagas.write(&mut self.held, &changes, write).await {
                 Ok(Some(_)) => {}

@@ -125,14 +125,13 @@ fn landed(attempt: &Attempt, outcome: Option<Outcome>) -> Landed {
 /// One attempt, which ends in time.
 async fn make(action: Arc<dyn Action>, attempt: Arc<Attempt>, timeout: Option<Duration>) -> Outcome {
     let made = async {
+        if attempt.is_undo()
+            && let Err(error) = attempt.recall().await
+        {
+            return super::outcome(&error);
+        }
         // A compensation by another action is that action's run.
-        if !attempt.begin.itself {
-            return action.run(&attempt).await;
-        }
-        match attempt.recall().await {
-            Ok(()) => action.undo(&attempt).await,
-            Err(error) => super::outcome(&error),
-        }
+        if attempt.begin.itself { action.undo(&attempt).await } else { action.run(&attempt).await }
     };
     match timeout {
         None => made.await,

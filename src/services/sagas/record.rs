@@ -278,11 +278,10 @@ fn planned_step(
     actions: &Registry,
 ) -> Result<PlannedStep> {
     let nature = actions.get(&spec.action).map_or(UNKNOWN, |action| action.nature());
-    let when =
-        spec.when.as_deref().map(Condition::parse).transpose().map_err(|error| Error::internal(error.message))?;
+    let when = spec.condition().map(Condition::parse).transpose().map_err(|error| Error::internal(error.message))?;
     let undo = match (spec.compensate, spec.compensate_config) {
         (Some(action), config) if !action.is_empty() => Some(Undo::By {
-            verbatim: actions.get(&action).and_then(|action| action.nature().verbatim),
+            nature: actions.get(&action).map_or(UNKNOWN, |action| action.nature()),
             action,
             config: config.map(Value::Object),
         }),

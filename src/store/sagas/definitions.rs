@@ -39,10 +39,18 @@ pub async fn definition(c: &mut Conn, name: &str) -> Result<Option<DefinitionRow
     c.optional(query_as(sql).bind(name)).await
 }
 
-/// The newest version of each, by name, after the name `after`.
-pub async fn definitions(c: &mut Conn, after: Option<&str>, limit: i64) -> Result<Vec<DefinitionRow>, DbError> {
-    let sql = "select distinct on (name) name, version, created_at, created_by, description, steps from saga_definition
-               where ($1::text is null or name > $1)
-               order by name, version desc limit $2";
-    c.all(query_as(sql).bind(after).bind(limit)).await
+/// The newest version of each, newest first, after the one that was made at `before` under that name.
+pub async fn definitions(
+    c: &mut Conn,
+    before: Option<(DateTime<Utc>, &str)>,
+    limit: i64,
+) -> Result<Vec<DefinitionRow>, DbError> {
+    let sql = "select * from (
+                   select distinct on (name) name, version, created_at, created_by, description, steps
+                   from saga_definition order by name, version desc
+               ) newest
+               where $1::timestamptz is null or (created_at, name) < ($1, $2)
+               order by created_at desc, name desc limit $3";
+    let (at, name) = before.unzip();
+    c.all(query_as(sql).bind(at).bind(name).bind(limit)).await
 }

@@ -74,7 +74,8 @@ const SQL: &str = "with w as materialized (
             attempt_at = excluded.attempt_at, completed_at = excluded.completed_at, undo_due_at = excluded.undo_due_at,
             undo_at = excluded.undo_at, status = excluded.status, undo_status = excluded.undo_status,
             error = excluded.error, undo_error = excluded.undo_error, output = excluded.output,
-            note = case when excluded.attempt > saga_step.attempt or excluded.generation > saga_step.generation
+            note = case when excluded.undo_status is not null then saga_step.note
+                        when excluded.attempt > saga_step.attempt or excluded.generation > saga_step.generation
                         then excluded.note else coalesce(excluded.note, saga_step.note) end
     ), line as (
         insert into saga_log (saga_id, n, step, attempt, started_at, ended_at, by, outcome, error)

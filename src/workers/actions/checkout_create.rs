@@ -7,7 +7,7 @@ use futures::{FutureExt as _, future::BoxFuture};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{ATTEMPTS, ended, failed, insistently, made, noted, project, signed, works::Works};
+use super::{ATTEMPTS, ended, failed, insistently, made, noted, project, works::Works};
 use crate::{
     domain::{
         checkout::{Checkout, CheckoutStatus},
@@ -82,13 +82,8 @@ impl CheckoutCreate {
     }
 
     async fn create(&self, attempt: &Attempt, caller: &Key, project: &Project, new: NewCheckout) -> Result<Value> {
-        let note = signed(attempt, json!({}));
-        let answer = attempt.answer(move |opened: &Opened| {
-            let mut note = note.clone();
-            note["checkout_id"] = opened.checkout.id.to_string().into();
-            note["project_id"] = opened.checkout.project_id.clone().into();
-            note["branch"] = opened.checkout.branch.clone().into();
-            note
+        let answer = attempt.answer(|Opened { checkout, .. }: &Opened| {
+            json!({"checkout_id": checkout.id, "project_id": checkout.project_id, "branch": checkout.branch})
         });
         let (checkouts, caller, project) = (self.checkouts.clone(), caller.clone(), project.clone());
         let create = async move { checkouts.create(&caller, &project, new, answer).await };

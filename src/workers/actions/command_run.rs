@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 use futures::{FutureExt as _, future::BoxFuture};
 use serde_json::{Value, json};
 
-use super::{ATTEMPTS, ended, excerpt, failed, insistently, noted, signed, works::Works};
+use super::{ATTEMPTS, ended, excerpt, failed, insistently, noted, works::Works};
 use crate::{
     domain::{
         command::{Command, CommandKind, CommandStatus, EndAsked, Termination},
@@ -115,13 +115,8 @@ impl CommandRun {
             command_id: None,
             body_hash: Vec::new(),
         };
-        let note = signed(attempt, json!({}));
-        let answer = attempt.answer(move |command: &Command| {
-            let mut note = note.clone();
-            note["command_id"] = command.command_id.clone().into();
-            note["project_id"] = command.project_id.clone().into();
-            note
-        });
+        let answer = attempt
+            .answer(|command: &Command| json!({"command_id": command.command_id, "project_id": command.project_id}));
         let commands = self.commands.clone();
         let start = async move { commands.start(&caller, &project, None, new, answer).await };
         match self.works.through(attempt, start).await.map_err(failed)? {
@@ -148,8 +143,8 @@ impl CommandRun {
             return Ok(json!({
                 "command_id": command.command_id,
                 "exit_code": 0,
-                "stdout_tail": String::from_utf8_lossy(&stdout),
-                "stderr_tail": String::from_utf8_lossy(&stderr),
+                "stdout_tail": whole_characters(&stdout),
+                "stderr_tail": whole_characters(&stderr),
             }));
         }
         let ending = insistently(|| self.outputs.ending(command)).await.map_err(failed)?;
@@ -211,6 +206,13 @@ fn with_last_lines(how: &str, stderr: &[u8]) -> String {
     let last: Vec<&str> = lines.into_iter().rev().collect();
     let shown = excerpt(last.join("\n").as_bytes(), SHOWN);
     if shown.is_empty() { how.to_owned() } else { format!("{how}: {shown}") }
+}
+
+/// Text from its first whole character on.
+fn whole_characters(tail: &[u8]) -> std::borrow::Cow<'_, str> {
+    let is_cut = tail.len() == TAIL;
+    let broken = tail.iter().take(3).take_while(|byte| is_cut && **byte & 0b1100_0000 == 0b1000_0000).count();
+    String::from_utf8_lossy(&tail[broken..])
 }
 
 impl Rules for CommandRun {

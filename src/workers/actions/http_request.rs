@@ -140,6 +140,12 @@ impl HttpRequest {
     }
 }
 
+/// What was sent in secret, and may come back in what a server says.
+fn secrets(attempt: &Attempt) -> Vec<String> {
+    let given = attempt.begin.config.get("secret_headers").and_then(Value::as_object);
+    given.into_iter().flat_map(|given| given.values()).filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
 /// What it means that no answer came.
 fn unanswered(error: Unanswered, server: &str) -> Outcome {
     match error {
@@ -147,7 +153,8 @@ fn unanswered(error: Unanswered, server: &str) -> Outcome {
         Unanswered::Failed(Failure::Refused(why)) => Outcome::never(format!("the URL cannot be called: {why}")),
         Unanswered::Failed(failure @ Failure::Unreachable(_)) => Outcome::failed(failure.to_string()),
         // The request may have been sent.
-        Unanswered::Failed(failure) => Outcome::CutOff(failure.to_string()),
+        Unanswered::Failed(failure @ Failure::Timeout(_)) => Outcome::CutOff(failure.to_string()),
+        Unanswered::Failed(failure) => Outcome::Broken(failure.to_string()),
     }
 }
 
@@ -180,7 +187,7 @@ fn said(status: u16, body: &[u8]) -> String {
 fn output(answer: &Answer) -> Result<Value, Outcome> {
     let is_cut = !answer.complete;
     if is_cut && answer.body.len() < BODY_MAX {
-        return Err(Outcome::CutOff(format!("the server answered {}, but its answer broke off", answer.status)));
+        return Err(Outcome::Broken(format!("the server answered {}, but its answer broke off", answer.status)));
     }
     let text = || Value::String(String::from_utf8_lossy(&answer.body).into_owned());
     // A part of an answer means something else than the answer.
@@ -231,7 +238,7 @@ impl Action for HttpRequest {
     }
 
     fn run<'a>(&'a self, attempt: &'a Attempt) -> BoxFuture<'a, Outcome> {
-        async { ended(self.request(attempt).await) }.boxed()
+        async { ended(self.request(attempt).await).without(&secrets(attempt)) }.boxed()
     }
 
     fn ends_soon(&self) -> bool {
@@ -356,7 +363,7 @@ mod tests {
     fn an_answer_that_is_longer_is_cut_and_one_that_broke_off_is_none() {
         let long = output(&answer(200, &"1".repeat(BODY_MAX), false)).expect("its beginning");
         assert_eq!((&long["truncated"], long["body"].is_string()), (&json!(true), true));
-        assert!(matches!(output(&answer(200, "1", false)), Err(Outcome::CutOff(_))));
+        assert!(matches!(output(&answer(200, "1", false)), Err(Outcome::Broken(_))));
     }
 
     #[test]
@@ -364,7 +371,7 @@ mod tests {
         let of = |failure| unanswered(Unanswered::Failed(failure), "example.com:443");
         assert_eq!(of(Failure::Unreachable("connection refused".into())), Outcome::failed("connection refused"));
         assert!(matches!(of(Failure::Timeout(Duration::from_secs(1))), Outcome::CutOff(_)));
-        assert!(matches!(of(Failure::Broken("connection reset".into())), Outcome::CutOff(_)));
+        assert!(matches!(of(Failure::Broken("connection reset".into())), Outcome::Broken(_)));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use futures::{FutureExt as _, future::BoxFuture};
 use serde_json::{Value, json};
 
-use super::{ATTEMPTS, ended, failed, made, noted, signed};
+use super::{ATTEMPTS, ended, failed, made, noted};
 use crate::{
     domain::{
         job::PRIORITY_MAX,
@@ -50,12 +50,7 @@ impl JobSubmit {
         let Config { model, priority, webhook_url } = attempt.read(Config::read)?;
         let caller = attempt.caller().await.map_err(failed)?;
         let payload = attempt.begin.config.to_string().into();
-        let note = signed(attempt, json!({}));
-        let answer = attempt.answer(move |id: &String| {
-            let mut note = note.clone();
-            note["job_id"] = id.clone().into();
-            note
-        });
+        let answer = attempt.answer(|id: &String| json!({"job_id": id}));
         let new = Submission { model, priority, webhook_url, payload };
         let id = self.jobs.submit(&caller, new, answer).await.map_err(failed)?;
         Ok(json!({"job_id": id}))

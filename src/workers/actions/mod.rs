@@ -127,15 +127,6 @@ fn noted(attempt: &Attempt) -> Option<Noted> {
     (of_undo == attempt.is_undo()).then_some(Noted { note, resumed })
 }
 
-/// Who makes a note, for [`noted`].
-fn signed(attempt: &Attempt, mut note: Value) -> Value {
-    note["attempt"] = attempt.number().into();
-    if attempt.is_undo() {
-        note["undo"] = true.into();
-    }
-    note
-}
-
 /// All that most undoes want of a config.
 fn project(fields: &mut Fields<'_>) -> String {
     fields.project()

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{
     ATTEMPTS,
     checkout_create::{asked as asked_checkout, in_the_making, put_off},
-    ended, failed, insistently, made, noted, project, session_end, signed,
+    ended, failed, insistently, made, noted, project, session_end,
     works::Works,
 };
 use crate::{
@@ -79,13 +79,9 @@ impl SessionCreate {
     }
 
     async fn create(&self, attempt: &Attempt, caller: &Key, project: &Project, new: NewSession) -> Result<Value> {
-        let note = signed(attempt, json!({}));
-        let answer = attempt.answer(move |opened: &OpenedSession| {
-            let mut note = note.clone();
-            note["session_id"] = opened.session.id.to_string().into();
-            note["project_id"] = opened.session.project_id.clone().into();
-            note["preview_url"] = opened.session.preview_url.clone().into();
-            note
+        let answer = attempt.answer(|OpenedSession { session, .. }: &OpenedSession| {
+            let (project, preview) = (&session.project_id, &session.preview_url);
+            json!({"session_id": session.id, "project_id": project, "preview_url": preview})
         });
         let (sessions, caller, project) = (self.sessions.clone(), caller.clone(), project.clone());
         let create = async move { sessions.create(&caller, &project, new, answer).await };

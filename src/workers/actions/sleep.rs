@@ -51,7 +51,7 @@ fn over(_: &Map<String, Value>) -> Outcome {
 
 impl Rules for Sleep {
     fn may_compensate(&self) -> bool {
-        false
+        true
     }
 
     fn undoes_itself(&self) -> bool {

@@ -184,3 +184,22 @@ async fn a_session_that_is_undone_is_ended_with_all_that_belongs_to_it() {
     eventually("nothing is left", gone).await;
     stage.app.session("p", "another").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_undo_commands_and_calls() {
+    let stage = with_project().await;
+    let undo = |step: Value, word: &str| {
+        let config = json!({"project_id": "p", "script": format!("echo {word} ${{output.exit_code}} >> log")});
+        and(step, json!({"compensate": "command.run", "compensate_config": config}))
+    };
+    let call = and(
+        stage.call("b", "/b"),
+        json!({"compensate": "command.run",
+            "compensate_config": {"project_id": "p", "script": "echo undone-b >> log"}}),
+    );
+    let id = stage.run(json!([undo(script("a", "echo done >> log"), "undone-a"), call])).await;
+    stage.reaches(&id, "completed").await;
+    roll_back(&stage, &id).await;
+    assert_eq!(said(&stage, "cat log").await, "done\nundone-b\nundone-a 0\n");
+    assert_eq!(commands(&stage).await.len(), 4);
+}

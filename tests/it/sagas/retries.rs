@@ -138,8 +138,8 @@ async fn delays_grow_as_the_policy_says() {
         let id = stage.run(json!([and(stage.call("a", &path), json!({"retry_policy": policy}))])).await;
         stage.reaches(&id, "completed").await;
         for (gap, least) in gaps(&stage.out.to(&path)).into_iter().zip(least.map(Duration::from_millis)) {
-            // Both clocks look now and then.
-            assert!(gap + Duration::from_millis(20) >= least, "{backoff}: {gap:?} < {least:?}");
+            // The story's clock follows the real one by steps, and late where the machine is busy.
+            assert!(gap + Duration::from_millis(120) >= least, "{backoff}: {gap:?} < {least:?}");
             assert!(gap < least + Duration::from_millis(1_600), "{backoff}: {gap:?} > {least:?}");
         }
     }
@@ -235,7 +235,7 @@ async fn an_attempt_that_was_cut_off_uses_up_no_retry() {
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_attempts_that_were_cut_off_in_a_row_are_enough() {
     let stage = Stage::new().await;
-    let call = and(retried(stage.call("a", "/hang"), 50), json!({"timeout": "100ms"}));
+    let call = and(retried(stage.call("a", "/hang"), 50), json!({"timeout": "500ms"}));
     let id = stage.run(json!([call])).await;
     // The circuit opens on the way.
     eventually("the end", async || {

@@ -46,7 +46,7 @@ fn a_reference_leads_to_a_variable_or_to_a_step_that_came_before() {
 fn with_no_dependency_anywhere_all_earlier_steps_came_before() {
     let rows = json!([
         {"name": "a", "action": "noop", "config": {"output": "${steps.b.output}"}},
-        {"name": "b", "action": "noop", "depends_on": [], "config": {"output": "${steps.a.output}"}},
+        {"name": "b", "action": "noop", "config": {"output": "${steps.a.output}"}},
     ]);
     assert_eq!(
         told(rows),
