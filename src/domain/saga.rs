@@ -20,6 +20,7 @@ pub mod spec;
 pub mod state;
 #[cfg(test)]
 mod tests;
+mod times;
 mod undoing;
 
 use serde::{Deserialize, Serialize};

@@ -11,6 +11,7 @@ mod definitions;
 mod driving;
 mod flight;
 mod in_hand;
+mod keeping;
 mod record;
 mod room;
 mod turns;

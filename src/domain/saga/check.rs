@@ -135,7 +135,8 @@ impl<'a> Check<'a> {
                 self.problem(&path, &message);
             }
         }
-        if let Some(Err(error)) = step.timeout.as_deref().map(durations::parse_positive) {
+        if let Some(Err(error)) = step.timeout.as_deref().filter(|text| !text.is_empty()).map(durations::parse_positive)
+        {
             self.problem(&format!("{at}.timeout"), &error.to_string());
         }
         if let Some(when) = step.condition() {

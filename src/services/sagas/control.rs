@@ -14,6 +14,7 @@ use crate::{
     error::Error,
     services::receipts::Answer,
     store::sagas::Then,
+    streams::{Owner, Unshown},
 };
 
 /// What a client asks for, steps by name.
@@ -98,7 +99,7 @@ impl Sagas {
         };
         tx.commit().await?;
         parts.streams.show(unshown);
-        parts.streams.show(super::driving::shown(&write, last_n));
+        parts.streams.show(super::keeping::shown(&write, last_n));
         held.measure(&changes, &parts.metrics);
         if needs_driver || is_next {
             parts.queue.wake(Lane::Sagas, "");
@@ -126,12 +127,21 @@ impl Sagas {
         }
         store::tasks::cancel(&mut tx, super::RUN_TASK, &id.to_string()).await?;
         let is_next = turns::let_go(&mut tx, &row, SagaStatus::Cancelled).await?;
+        let said = self.last_words(&mut tx, &row).await?;
         store::sagas::delete(&mut tx, id).await?;
         tx.commit().await?;
+        self.inner.parts.streams.show(said);
         if is_next {
             self.inner.parts.queue.wake(Lane::Sagas, "");
         }
         Ok(())
+    }
+
+    /// What those hear who still listen to one that is deleted.
+    async fn last_words(&self, tx: &mut Conn, row: &Row) -> Result<Unshown> {
+        let owner = Owner::new(row.stream, &row.id.to_string());
+        let data = json!({"saga_id": row.id, "status": "deleted"});
+        Ok(self.inner.parts.streams.record_final(tx, &owner, "complete", &data).await?)
     }
 }
 
