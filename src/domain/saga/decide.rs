@@ -65,11 +65,11 @@ impl Saga {
             Happening::Look => {}
             Happening::Ended { step, attempt, outcome, note } => {
                 let one = &mut self.steps[step];
-                if one.status != StepStatus::Running || one.attempt != attempt {
-                    return d.changes;
+                // One that was given up has nothing to say any more; whatever else there is goes on.
+                if one.status == StepStatus::Running && one.attempt == attempt {
+                    one.note = note.or_else(|| one.note.take());
+                    self.ended(step, outcome, &mut d);
                 }
-                one.note = note.or_else(|| one.note.take());
-                self.ended(step, outcome, &mut d);
             }
             Happening::UndoEnded { step, attempt, outcome } => self.undo_ended(step, attempt, outcome, &mut d),
             Happening::GivenUp(why) => {

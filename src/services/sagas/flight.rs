@@ -9,7 +9,7 @@ use std::{
 use chrono::TimeDelta;
 use futures::{
     FutureExt as _,
-    future::{AbortHandle, Abortable, BoxFuture},
+    future::{AbortHandle, Abortable, BoxFuture, Shared},
     stream::FuturesUnordered,
 };
 use serde_json::Value;
@@ -39,6 +39,8 @@ pub struct Flight {
     pub landed: FuturesUnordered<BoxFuture<'static, Landed>>,
     /// By step, and whether it is a compensation's.
     leashes: HashMap<(usize, bool), Leash>,
+    /// Of steps whose attempts were given up: no other begins before that is over.
+    cleaning: HashMap<usize, CleanUp>,
 }
 
 struct Leash {
@@ -49,7 +51,7 @@ struct Leash {
 }
 
 /// Ends what an attempt that is given up left going on outside.
-type CleanUp = BoxFuture<'static, ()>;
+type CleanUp = Shared<BoxFuture<'static, ()>>;
 
 impl Flight {
     pub fn begin(&mut self, attempt: Attempt, timeout: Option<TimeDelta>, actions: &Registry) {
@@ -63,13 +65,17 @@ impl Flight {
         let (abort, registration) = AbortHandle::new_pair();
         let clean: CleanUp = {
             let (action, attempt) = (action.clone(), attempt.clone());
-            async move { drop(action.cut(&attempt, "it was given up".into()).await) }.boxed()
+            async move { drop(action.cut(&attempt, "it was given up".into()).await) }.boxed().shared()
         };
         self.leashes.insert((step, undo), Leash { attempt: number, action: name, abort, clean: Some(clean) });
         let timeout = timeout.and_then(|timeout| timeout.to_std().ok());
+        let before = self.cleaning.remove(&step);
         let made = make(action, attempt.clone(), timeout);
         self.landed.push(
             async move {
+                if let Some(before) = before {
+                    before.await;
+                }
                 let outcome = Abortable::new(made, registration).await.ok();
                 landed(&attempt, outcome)
             }
@@ -82,6 +88,7 @@ impl Flight {
         if let Some(mut leash) = self.leashes.remove(&(step, undo)) {
             leash.abort.abort();
             if let Some(clean) = leash.clean.take() {
+                self.cleaning.insert(step, clean.clone());
                 let over = clean.map(move |()| Landed { step, attempt: 0, undo, outcome: None, note: None });
                 self.landed.push(over.boxed());
             }
