@@ -5,7 +5,7 @@
 
 mod audit;
 mod clients;
-mod fleet;
+pub mod fleet;
 mod models;
 mod moments;
 mod wire;

@@ -28,6 +28,8 @@ mod limits;
 mod ops;
 mod pitfalls;
 mod projects;
+mod saga_chaos;
+mod saga_simulator;
 mod sagas;
 mod sessions;
 mod simulator;

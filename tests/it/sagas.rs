@@ -70,14 +70,14 @@ impl Stage {
         self.app.admin()
     }
 
-    /// A step that calls this path.
+    /// A step that calls this path, with patience for a busy machine.
     pub fn call(&self, name: &str, path: &str) -> Value {
-        step(name, "http.request", json!({"method": "POST", "url": self.out.at(path)}))
+        step(name, "http.request", json!({"method": "POST", "url": self.out.at(path), "timeout": "5m"}))
     }
 
     /// A step that calls `/NAME`, and `/undo/NAME` when it is compensated.
     pub fn undone(&self, name: &str) -> Value {
-        let undo = json!({"method": "DELETE", "url": self.out.at(&format!("/undo/{name}"))});
+        let undo = json!({"method": "DELETE", "url": self.out.at(&format!("/undo/{name}")), "timeout": "5m"});
         let call = self.call(name, &format!("/{name}"));
         and(call, json!({"compensate": "http.request", "compensate_config": undo}))
     }

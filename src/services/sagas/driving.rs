@@ -243,6 +243,7 @@ impl Drive<'_> {
     fn meet(&mut self, happening: Happening, now: DateTime<Utc>) -> Changes {
         let saga = &mut self.held.saga;
         if self.held.row.turn == turns::WAITS {
+            let happening = if happening == Happening::Taken { Happening::Look } else { happening };
             return saga.conclude(happening, now, rand::random());
         }
         let happening = if saga.status == SagaStatus::Pending { Happening::Taken } else { happening };
