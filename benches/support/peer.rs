@@ -7,10 +7,11 @@ use serde_json::Value;
 use tokio::process::Command;
 
 const LOCK: &str = include_str!("../peers/package-lock.json");
-const FILES: [(&str, &str); 3] = [
+const FILES: [(&str, &str); 4] = [
     ("package.json", include_str!("../peers/package.json")),
     ("package-lock.json", LOCK),
     ("graphile.mjs", include_str!("../peers/graphile.mjs")),
+    ("dbos.mjs", include_str!("../peers/dbos.mjs")),
 ];
 /// Longest that an installation or one measurement takes.
 const PATIENCE: Duration = Duration::from_mins(5);
@@ -49,11 +50,20 @@ impl Peers {
 
     /// One measurement by graphile-worker, in a process of its own.
     pub async fn graphile(&self, what: &str, url: &str, wanted: &Value) -> Value {
+        self.run(&["graphile.mjs", what, url, &wanted.to_string()]).await
+    }
+
+    /// One measurement by DBOS Transact, in a process of its own.
+    pub async fn dbos(&self, url: &str, wanted: &Value) -> Value {
+        self.run(&["dbos.mjs", url, &wanted.to_string()]).await
+    }
+
+    async fn run(&self, words: &[&str]) -> Value {
         let mut node = Command::new("node");
-        node.args(["graphile.mjs", what, url, &wanted.to_string()]).current_dir(&self.dir);
+        node.args(words).current_dir(&self.dir);
         node.stdin(Stdio::null()).stderr(Stdio::inherit()).kill_on_drop(true);
         let output = tokio::time::timeout(PATIENCE, node.output()).await.expect("the peer ends").expect("node starts");
-        assert!(output.status.success(), "graphile.mjs {what} {wanted}: {}", output.status);
+        assert!(output.status.success(), "{words:?}: {}", output.status);
         serde_json::from_slice(&output.stdout).expect("a line of JSON")
     }
 }
