@@ -11,6 +11,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::{
     domain::command::{EndAsked, Ended, Launch},
@@ -84,6 +85,11 @@ pub trait Follow: Send {
     fn next(&mut self) -> BoxFuture<'_, Result<Piece>>;
 }
 
+/// A stream of bytes to a program in a place, and back.
+pub trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+
 pub trait Runtime: Send + Sync + 'static {
     fn isolation(&self) -> Isolation;
 
@@ -118,6 +124,9 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Removes what is kept of commands that ended without having been forgotten.
     fn sweep(&self, over: Vec<i64>) -> BoxFuture<'_, Result<()>>;
+
+    /// Connects to what listens on a port of the place; `None` where nothing does.
+    fn connect<'a>(&'a self, project: &'a str, port: u16) -> BoxFuture<'a, Result<Option<Box<dyn Wire>>>>;
 
     /// Free ports for previews are looked for here.
     fn shares_ports(&self) -> bool;

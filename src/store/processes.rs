@@ -84,6 +84,12 @@ pub async fn others_live(c: &mut Conn, me: Uuid) -> Result<bool, DbError> {
     c.scalar(query_scalar(sql).bind(me)).await
 }
 
+/// Whether a living one is reached at this port of the machine.
+pub async fn one_listens_on(c: &mut Conn, port: i32) -> Result<bool, DbError> {
+    let sql = "select exists (select from process where expires_at > now() and address like '%:' || $1::int)";
+    c.scalar(query_scalar(sql).bind(port)).await
+}
+
 /// Those that live, the oldest first.
 pub async fn living(c: &mut Conn, job_kind: &str) -> Result<Vec<Row>, DbError> {
     let sql = "select p.id, p.host, p.version, p.started_at, p.seen_at, p.slots, coalesce(b.used, 0) as used

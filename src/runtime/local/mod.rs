@@ -6,6 +6,7 @@
 mod allow;
 mod attend;
 pub mod confine;
+mod connect;
 mod enter;
 mod follow;
 mod launch;
@@ -37,7 +38,7 @@ use self::{
     spec::{Kind, Program, Reason, Sandbox, Spec},
     watch::Watch,
 };
-use super::{Follow, Handle, Isolation, LocalOptions, Paths, Run, RunOutput, Runtime};
+use super::{Follow, Handle, Isolation, LocalOptions, Paths, Run, RunOutput, Runtime, Wire};
 use crate::{
     config::SandboxChoice,
     domain::command::{EndAsked, Launch},
@@ -314,6 +315,11 @@ impl Runtime for Local {
                 .filter(|dir| !launch::alive(dir))
                 .try_for_each(|dir| remove_all(&dir))
         })
+    }
+
+    /// All places are on this machine, so the port alone says where.
+    fn connect<'a>(&'a self, _: &'a str, port: u16) -> BoxFuture<'a, Result<Option<Box<dyn Wire>>>> {
+        connect::to_port(port).boxed()
     }
 
     fn shares_ports(&self) -> bool {

@@ -1,0 +1,57 @@
+//! What a person sees in place of a preview: the same that a client is told, as a page.
+
+use axum::{
+    body::Body,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, HeaderValue, header};
+
+use crate::error::{Error, Kind};
+
+const CSP: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; sandbox";
+
+/// The refusal, as a page where the client asks for one.
+pub fn refusal(error: Error, as_page: bool) -> Response {
+    let html = as_page.then(|| page(&error));
+    let mut response = error.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Some(html) = html {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
+        headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(CSP));
+        headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        *response.body_mut() = Body::from(html);
+    }
+    response
+}
+
+/// Whether the client asks for HTML.
+pub fn is_wanted(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    accepted.flat_map(|value| value.split(',')).any(|range| range.trim_start().starts_with("text/html"))
+}
+
+fn page(error: &Error) -> String {
+    let (title, text) = match error.kind() {
+        Kind::Unauthenticated => (
+            "This preview is private",
+            "Ask whoever sent you here for a new preview link: this one is missing, has ended, or is for another preview.",
+        ),
+        Kind::Forbidden => ("This preview is private", "Your key may not read this session."),
+        Kind::NotFound => ("There is no such preview", "Its session is not known here."),
+        Kind::Gone => ("This preview has ended", "Its session was checked in, has expired, or was ended."),
+        Kind::Unavailable => {
+            ("Nothing answers here yet", "No program listens on the session's port. This page looks again by itself.")
+        }
+        Kind::Timeout => ("The program takes too long", "It listens, and has not answered in time."),
+        _ => ("This preview cannot be shown", "The program behind it gave no valid answer."),
+    };
+    let again = if error.kind() == Kind::Unavailable { "<meta http-equiv=\"refresh\" content=\"2\">" } else { "" };
+    format!(
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\">{again}<title>{title}</title>\
+         <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:40rem;margin:20vh auto;padding:0 1rem}}</style>\
+         <h1>{title}</h1><p>{text}</p><p><small>{}</small></p></html>\n",
+        error.stable_code()
+    )
+}

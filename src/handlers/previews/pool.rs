@@ -1,0 +1,149 @@
+//! Connections to programs, kept for a moment after an answer: a page with many parts is not
+//! as many connections. A session's connections are its own.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use super::body::{Progress, Upload};
+use crate::{
+    error::{Error, Kind, Result},
+    services::previews::{Guest, Previews, not_ready},
+};
+
+/// Kept of a session.
+const IDLE_MAX: usize = 32;
+/// Less than programs keep theirs: node closes after five seconds.
+const IDLE: Duration = Duration::from_secs(3);
+/// For a connection whose answer was read to become ready again.
+const TURN: Duration = Duration::from_millis(50);
+/// Of an answer's header.
+const HEADER_MAX: usize = 64 << 10;
+const HEADERS_MAX: usize = 256;
+/// Read ahead of a client that takes its time.
+const BUFFER: usize = 128 << 10;
+
+#[derive(Clone)]
+pub struct Pool {
+    idle: Arc<Mutex<HashMap<Uuid, Vec<Idle>>>>,
+    tasks: TaskTracker,
+}
+
+struct Idle {
+    sender: SendRequest<Upload>,
+    since: Instant,
+}
+
+/// A connection in use. Dropped, it is closed.
+pub struct Lent {
+    pub sender: SendRequest<Upload>,
+    /// It has carried a request before, and may have been closed since.
+    pub was_idle: bool,
+    pool: Pool,
+    session: Uuid,
+    progress: Option<Progress>,
+}
+
+impl Pool {
+    pub fn new(tasks: TaskTracker) -> Self {
+        Self { idle: Arc::default(), tasks }
+    }
+
+    /// One that is idle, or a new one.
+    ///
+    /// # Errors
+    /// `PREVIEW_NOT_READY` where nothing listens.
+    pub async fn borrow(&self, previews: &Previews, guest: &Guest) -> Result<Lent> {
+        while let Some(mut idle) = self.take(guest.session()) {
+            if idle.sender.is_ready() {
+                return Ok(self.lend(guest, idle.sender, true));
+            }
+            if let Ok(Ok(())) = tokio::time::timeout(TURN, idle.sender.ready()).await {
+                return Ok(self.lend(guest, idle.sender, true));
+            }
+        }
+        self.connect(previews, guest).await
+    }
+
+    /// # Errors
+    /// `PREVIEW_NOT_READY` where nothing listens.
+    pub async fn connect(&self, previews: &Previews, guest: &Guest) -> Result<Lent> {
+        let wire = previews.connect(guest).await?.ok_or_else(|| not_ready("nothing listens there"))?;
+        let mut builder = http1::Builder::new();
+        builder.max_headers(HEADERS_MAX).max_header_size(HEADER_MAX).max_buf_size(BUFFER);
+        let (sender, connection) = builder.handshake(TokioIo::new(wire)).await.map_err(|error| bad_answer(&error))?;
+        let connection = connection.with_upgrades();
+        let over = guest.session_over().clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                _ended = connection => {}
+                () = over.cancelled() => {}
+            }
+        });
+        Ok(self.lend(guest, sender, false))
+    }
+
+    fn lend(&self, guest: &Guest, sender: SendRequest<Upload>, was_idle: bool) -> Lent {
+        Lent { sender, was_idle, pool: self.clone(), session: guest.session(), progress: None }
+    }
+
+    fn take(&self, session: Uuid) -> Option<Idle> {
+        let mut all = self.lock();
+        let idle = all.get_mut(&session)?;
+        loop {
+            let last = idle.pop()?;
+            if !last.sender.is_closed() && last.since.elapsed() < IDLE {
+                return Some(last);
+            }
+        }
+    }
+
+    /// Closes what was idle for too long; a program that serves one connection at a time waits for it.
+    pub fn sweep(&self) {
+        self.lock().retain(|_, idle| {
+            idle.retain(|one| !one.sender.is_closed() && one.since.elapsed() < IDLE);
+            !idle.is_empty()
+        });
+    }
+
+    pub fn clear(&self) {
+        self.lock().clear();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Uuid, Vec<Idle>>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Lent {
+    /// What it carries now.
+    pub fn carries(&mut self, progress: Progress) {
+        self.progress = Some(progress);
+    }
+
+    /// The answer was read whole. With a request that was not, it is of no use any more.
+    pub fn give_back(self) {
+        if self.sender.is_closed() || !self.progress.is_some_and(|progress| progress.is_done()) {
+            return;
+        }
+        let mut all = self.pool.lock();
+        let idle = all.entry(self.session).or_default();
+        if idle.len() < IDLE_MAX {
+            idle.push(Idle { sender: self.sender, since: Instant::now() });
+        }
+    }
+}
+
+/// What came is no answer.
+pub fn bad_answer(cause: &dyn std::fmt::Display) -> Error {
+    Error::new(Kind::BadGateway, "PREVIEW_BAD_ANSWER", "the program behind this preview gave no valid answer")
+        .cause(cause)
+}

@@ -1,0 +1,65 @@
+//! The way to a program of this machine that listens on a port: by the loopback addresses,
+//! whichever of the two it has chosen.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+
+use tokio::net::TcpStream;
+
+use super::super::Wire;
+use crate::error::{Error, Result};
+
+/// A program that does not take connections for so long is as good as not there.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+
+/// `None` where nothing listens.
+pub async fn to_port(port: u16) -> Result<Option<Box<dyn Wire>>> {
+    for address in LOOPBACK {
+        match tokio::time::timeout(PATIENCE, TcpStream::connect(SocketAddr::new(address, port))).await {
+            Ok(Ok(stream)) => {
+                let _unsupported = stream.set_nodelay(true);
+                return Ok(Some(Box::new(stream)));
+            }
+            Ok(Err(error)) if is_out_of_means(&error) => {
+                return Err(Error::unavailable("the preview", error));
+            }
+            Ok(Err(_)) | Err(_) => {}
+        }
+    }
+    Ok(None)
+}
+
+/// This process or the machine has nothing left to connect with: says nothing of the program.
+fn is_out_of_means(error: &io::Error) -> bool {
+    use nix::errno::Errno;
+    let code = error.raw_os_error().map(Errno::from_raw);
+    matches!(code, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn either_loopback_address_is_found() {
+        for address in LOOPBACK {
+            let listener = tokio::net::TcpListener::bind(SocketAddr::new(address, 0)).await;
+            let Ok(listener) = listener else { continue };
+            let port = listener.local_addr().unwrap().port();
+            assert!(to_port(port).await.unwrap().is_some(), "{address}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_none() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        assert!(to_port(port).await.unwrap().is_none());
+    }
+}
