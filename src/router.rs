@@ -24,11 +24,11 @@ use crate::{
         context::{self, Context},
         git,
         guard::{Door, client_address},
-        jobs, ops, page, pool, projects,
+        jobs, ops, page, pool, previews, projects, reviews,
         routes::{Document, Routes},
         saga_definitions, sagas, sessions, streams, tickets,
     },
-    services::{chats::Chats, commands::Commands, keys::Keys, pool::Pool},
+    services::{chats::Chats, commands::Commands, keys::Keys, pool::Pool, reviews::Reviews},
 };
 
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -40,6 +40,7 @@ pub struct Services {
     pub projects: projects::Service,
     pub commands: Commands,
     pub checkouts: checkouts::Service,
+    pub reviews: Reviews,
     pub sessions: sessions::Service,
     pub streams: streams::Service,
     pub tickets: tickets::Service,
@@ -48,6 +49,7 @@ pub struct Services {
     pub sagas: sagas::Service,
     pub chats: Chats,
     pub pool: Pool,
+    pub previews: previews::Service,
     pub ops: ops::Service,
 }
 
@@ -55,6 +57,7 @@ pub struct Services {
 #[derive(Clone)]
 struct Edge {
     trusted_proxies: Arc<[ipnet::IpNet]>,
+    previews: Option<previews::Service>,
 }
 
 /// The whole of it.
@@ -68,9 +71,12 @@ pub fn build(services: Services, trusted_proxies: Vec<ipnet::IpNet>, cors_origin
     mounted = mount(mounted, &mut document, &door, handlers::commands::routes(services.commands));
     mounted = mount(mounted, &mut document, &door, checkouts::routes(services.checkouts));
     mounted = mount(mounted, &mut document, &door, sessions::routes(services.sessions));
+    mounted = mount(mounted, &mut document, &door, reviews::routes(services.reviews));
     mounted = mount(mounted, &mut document, &door, streams::routes(services.streams));
     mounted = mount(mounted, &mut document, &door, tickets::routes(services.tickets));
     mounted = mount(mounted, &mut document, &door, jobs::routes(services.jobs));
+    let at_the_edge = services.previews.clone();
+    mounted = mount(mounted, &mut document, &door, previews::routes(services.previews));
     let definitions = saga_definitions::routes(services.sagas.sagas.clone());
     mounted = mount(mounted, &mut document, &door, sagas::routes(services.sagas));
     mounted = mount(mounted, &mut document, &door, definitions);
@@ -84,7 +90,7 @@ pub fn build(services: Services, trusted_proxies: Vec<ipnet::IpNet>, cors_origin
         .merge(git::router(services.git))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed);
-    edged(cors(cors_origins).map_or(mounted.clone(), |cors| mounted.layer(cors)), trusted_proxies)
+    edged(cors(cors_origins).map_or(mounted.clone(), |cors| mounted.layer(cors)), trusted_proxies, Some(at_the_edge))
 }
 
 fn mount<S: Clone + Send + Sync + 'static>(
@@ -123,12 +129,12 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
 /// What is answered while the program starts.
 pub fn starting(trusted_proxies: Vec<ipnet::IpNet>) -> Router {
     let unavailable = async || Error::unavailable("the server", "it is starting");
-    edged(ops::starting().fallback(unavailable), trusted_proxies)
+    edged(ops::starting().fallback(unavailable), trusted_proxies, None)
 }
 
 /// Puts the edge around a router, before it looks for a route.
-fn edged(inner: Router, trusted_proxies: Vec<ipnet::IpNet>) -> Router {
-    let edge = Edge { trusted_proxies: trusted_proxies.into() };
+fn edged(inner: Router, trusted_proxies: Vec<ipnet::IpNet>, previews: Option<previews::Service>) -> Router {
+    let edge = Edge { trusted_proxies: trusted_proxies.into(), previews };
     Router::new().fallback_service(inner).layer(axum::middleware::from_fn_with_state(edge, edge_of_request))
 }
 
@@ -138,14 +144,26 @@ async fn edge_of_request(State(edge): State<Edge>, mut request: Request, next: N
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
     let context = context_of(&request, peer, &edge.trusted_proxies);
     let id = context.request_id.clone();
+    let strange = refuse_strange(&request);
+    if let Some(previews) = edge.previews.as_ref().filter(|_| strange.is_none())
+        && let Some(asked) = previews.addresses.of(&request).transpose()
+    {
+        let scheme = previews::scheme(peer, request.headers(), &edge.trusted_proxies);
+        let shown = async {
+            match asked {
+                Ok(asked) => previews.serve(&asked, request, scheme).await,
+                Err(error) => previews::Service::refuse(error, request.headers()),
+            }
+        };
+        return named(context::within(Context { native: false, ..context }, shown).await, &id);
+    }
     without_trailing_slash(request.uri_mut());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let may_be_sending = brings_a_body(&request) && !path.starts_with("/git/");
-    let mut response = match refuse_strange(&request) {
+    let mut response = match strange {
         Some(error) => context::within(context.clone(), async { error.into_response() }).await,
         None => context::within(context.clone(), next.run(request)).await,
     };
-    response.headers_mut().insert(REQUEST_ID.clone(), HeaderValue::try_from(&*id).expect("an id is a header"));
     let status = response.status().as_u16();
     if may_be_sending && matches!(status, 401 | 403 | 404 | 405 | 429) {
         // Refused at the door, with the body unread: said, so that the client's next request is not lost.
@@ -153,6 +171,11 @@ async fn edge_of_request(State(edge): State<Edge>, mut request: Request, next: N
     }
     let took = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     tracing::debug!(request.id = %id, http.method = %method, http.path = path, http.status = status, duration_ms = took, "request");
+    named(response, &id)
+}
+
+fn named(mut response: Response, id: &str) -> Response {
+    response.headers_mut().insert(REQUEST_ID.clone(), HeaderValue::try_from(id).expect("an id is a header"));
     response
 }
 

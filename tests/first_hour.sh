@@ -133,4 +133,18 @@ expect "$ended" "rdev/rescue/$sid"
 git clone -q --branch "rdev/rescue/$sid" "$(printf %s "$url" | sed "s#://#://rdev:$admin@#")/git/hello.git" rescued
 test "$(cat rescued/lost.txt)" = lost || fail "the work was not rescued"
 
+step "   a review passes and its branch is merged"
+curl -sf -o /dev/null -X PATCH "$url/projects/hello" -H "Authorization: Bearer $admin" -d '{"review_command":["make"]}'
+checkout=$(api POST /projects/hello/checkout '{"branch":"feature/one"}')
+checked=$(api POST "/projects/hello/checkout/$(field "$checkout" data.id)/checkin" '{"auto_merge":true}')
+expect "$checked" "Review task queued."
+review=$(field "$checked" data.review_task_id)
+expect "$(api GET "/jobs/$review?wait=60s")" '"verdict":"pass"'
+for _ in $(seq 50); do
+    shown=$(api GET "/projects/hello/reviews/$review")
+    case $shown in *completed_at*) break ;; esac
+    sleep 0.1
+done
+expect "$shown" '"merge":"merged"'
+
 echo "first hour: all of it works"

@@ -17,7 +17,7 @@ use crate::{
     domain::clock::Clock,
     egress::Egress,
     forge::EmbeddedHost,
-    handlers::{self, guard::Door},
+    handlers::{self, guard::Door, previews::Addresses},
     metrics::Metrics,
     models::Upstreams,
     queue::{self, Crew, Free, Lane, Lease, Perform, Queue, Room},
@@ -26,7 +26,7 @@ use crate::{
     services::{
         callouts::Callouts,
         chats::Chats,
-        checkouts::Checkouts,
+        checkouts::{self, Checkouts},
         commands::{self, Commands, Quotas},
         deletion::{self, Deletion},
         following::Following,
@@ -37,8 +37,10 @@ use crate::{
         limits::Limits,
         output::Outputs,
         pool::{self, Pool},
+        previews::{self, Previews},
         projects::{self, Projects, Site},
         receipts::Receipts,
+        reviews::{self, Reviewing, Reviews},
         sagas::{self, Driver, Sagas},
         sessions::{self, Sessions},
         tickets::Tickets,
@@ -111,6 +113,9 @@ struct Ground {
     egress: Egress,
     callouts: Callouts,
     upstreams: Upstreams,
+    previews: Previews,
+    ticket_secret: [u8; 32],
+    background: TaskTracker,
 }
 
 /// The services that have rules of their own, from the bottom up.
@@ -118,6 +123,7 @@ struct Rules {
     projects: Projects,
     access: GitAccess,
     checkouts: Checkouts,
+    reviews: Reviews,
     following: Following,
     commands: Commands,
     sessions: Sessions,
@@ -142,7 +148,7 @@ pub async fn build(given: Ingredients<'_>, background: &TaskTracker) -> Result<B
         callouts: ground.callouts.clone(),
         metrics: ground.metrics.clone(),
     });
-    let tickets = Tickets::new(ticket_secret(&ground.db).await?, ground.clock.clone());
+    let tickets = Tickets::new(ground.ticket_secret, ground.clock.clone());
     let requests = TaskTracker::new();
     let router = mount(&ground, &rules, &given, &health, &pool, tickets, &requests);
     let upkeep = Upkeep::new(
@@ -198,12 +204,25 @@ async fn ground(given: &Ingredients<'_>, background: &TaskTracker) -> Result<Gro
         .map_err(|error| Why::Failed(format!("RDEV_LOCAL_SANDBOX: {error}")))?;
     let forge = EmbeddedHost::open(given.data_dir.git(), given.exe.clone()).await;
     let egress = Egress::new(config.egress_allow.clone()).map_err(Why::Failed)?;
+    let keys = Keys::new(db.clone(), clock.clone(), queue.clone(), config.admin_key.clone());
+    let ticket_secret = ticket_secret(&db).await?;
+    let previews = Previews::new(previews::Parts {
+        db: db.clone(),
+        clock: clock.clone(),
+        keys: keys.clone(),
+        runtime: place.clone(),
+        secret: ticket_secret,
+        own_ports: own_ports(config, given.address),
+    });
     Ok(Ground {
         metrics,
         streams: Streams::new(db.clone(), hub, writer),
         forge: forge.map_err(|error| Why::Failed(error.to_string()))?,
         workspaces: Workspaces::new(place.clone()),
-        keys: Keys::new(db.clone(), clock.clone(), queue.clone(), config.admin_key.clone()),
+        keys,
+        previews,
+        ticket_secret,
+        background: background.clone(),
         site: site(config, given.address),
         callouts: Callouts::new(egress.clone(), clock.clone()),
         egress,
@@ -250,7 +269,6 @@ fn rules(
         site: site.clone(),
         import_root: config.import_root.clone(),
     });
-    let checkouts = Checkouts::new(db(), clock(), queue(), streams(), forge.clone(), projects.clone());
     let following = Following::new(db(), clock(), queue(), streams(), place.clone(), metrics.clone());
     let commands = Commands::new(commands::Parts {
         db: db(),
@@ -262,6 +280,17 @@ fn rules(
         quotas: Quotas { project: config.commands_per_project, session: config.commands_per_session },
         kill_grace: config.kill_grace,
     });
+    let (webhooks, jobs) = jobs_and_webhooks(ground, config, background, stop);
+    let reviews = reviewers(ground, config, &projects, &commands, &jobs);
+    let checkouts = Checkouts::new(checkouts::Parts {
+        db: db(),
+        clock: clock(),
+        queue: queue(),
+        streams: streams(),
+        forge: forge.clone(),
+        projects: projects.clone(),
+        reviews: reviews.clone(),
+    });
     let sessions = Sessions::new(sessions::Parts {
         db: db(),
         clock: clock(),
@@ -272,7 +301,8 @@ fn rules(
         workspaces: workspaces.clone(),
         preview_domain: preview_domain(config, site),
         site: site.clone(),
-        own_ports: std::iter::once(address.port()).chain(config.metrics_listen.map(|at| at.port())).collect(),
+        previews: ground.previews.clone(),
+        own_ports: own_ports(config, address),
     });
     let deletion = Deletion::new(deletion::Parts {
         db: db(),
@@ -283,11 +313,46 @@ fn rules(
         projects: projects.clone(),
         workspaces: workspaces.clone(),
         checkouts: checkouts.clone(),
+        reviews: reviews.clone(),
         commands: commands.clone(),
         sessions: sessions.clone(),
         metrics: metrics.clone(),
     });
     let access = GitAccess::new(db(), clock(), keys.clone(), forge);
+    let (sagas, writing) = Sagas::new(sagas::Parts {
+        db: db(),
+        core: ground.core.clone(),
+        clock: clock(),
+        queue: queue(),
+        streams: streams(),
+        metrics: metrics.clone(),
+        keys: keys.clone(),
+        projects: projects.clone(),
+        actions: sagas::Registry::new(actions::all(actions::Services {
+            callouts: ground.callouts.clone(),
+            checkouts: checkouts.clone(),
+            commands: commands.clone(),
+            jobs: jobs.clone(),
+            outputs: Outputs::new(db()),
+            sessions: sessions.clone(),
+            min_expires_in: config.min_expires_in,
+            tasks: ground.queue.attempts.clone(),
+        })),
+        stop: stop.clone(),
+    });
+    background.spawn(writing);
+    Rules { projects, access, checkouts, reviews, following, commands, sessions, deletion, webhooks, jobs, sagas }
+}
+
+/// Jobs, and the webhooks that tell of them.
+fn jobs_and_webhooks(
+    ground: &Ground,
+    config: &Config,
+    background: &TaskTracker,
+    stop: &CancellationToken,
+) -> (Webhooks, Jobs) {
+    let Ground { db, clock, metrics, queue, streams, site, .. } = ground;
+    let (db, clock, queue, streams) = (|| db.clone(), || clock.clone(), || queue.clone(), || streams.clone());
     let (webhooks, recording) = Webhooks::new(webhooks::Parts {
         db: ground.core.clone(),
         clock: clock(),
@@ -313,35 +378,39 @@ fn rules(
         timeout: config.job_timeout,
         failures_max: config.job_max_attempts,
     });
-    let (sagas, writing) = Sagas::new(sagas::Parts {
-        db: db(),
+    (webhooks, jobs)
+}
+
+fn reviewers(ground: &Ground, config: &Config, projects: &Projects, commands: &Commands, jobs: &Jobs) -> Reviews {
+    Reviews::new(reviews::Parts {
+        db: ground.db.clone(),
         core: ground.core.clone(),
-        clock: clock(),
-        queue: queue(),
-        streams: streams(),
-        metrics: metrics.clone(),
-        keys: keys.clone(),
+        clock: ground.clock.clone(),
+        queue: ground.queue.clone(),
+        streams: ground.streams.clone(),
+        metrics: ground.metrics.clone(),
+        forge: ground.forge.clone(),
+        workspaces: ground.workspaces.clone(),
+        commands: commands.clone(),
+        outputs: Outputs::new(ground.db.clone()),
         projects: projects.clone(),
-        actions: sagas::Registry::new(actions::all(actions::Services {
-            callouts: ground.callouts.clone(),
-            checkouts: checkouts.clone(),
-            commands: commands.clone(),
-            jobs: jobs.clone(),
-            outputs: Outputs::new(db()),
-            sessions: sessions.clone(),
-            min_expires_in: config.min_expires_in,
-            tasks: ground.queue.attempts.clone(),
-        })),
-        stop: stop.clone(),
-    });
-    background.spawn(writing);
-    Rules { projects, access, checkouts, following, commands, sessions, deletion, webhooks, jobs, sagas }
+        jobs: jobs.clone(),
+        upstreams: ground.upstreams.clone(),
+        site: ground.site.clone(),
+        model: config.review_model.clone(),
+        timeout: config.job_timeout,
+    })
 }
 
 /// A process without workers, or without an upstream, leaves jobs to others.
 fn crews(ground: &Ground, rules: &Rules, config: &Config) -> Vec<CrewPlan> {
-    let system: Vec<Arc<dyn Perform>> =
-        vec![Arc::new(rules.following.clone()), Arc::new(rules.sessions.clone()), Arc::new(rules.deletion.clone())];
+    let reviewing = Arc::new(Reviewing::new(rules.reviews.clone()));
+    let system: Vec<Arc<dyn Perform>> = vec![
+        Arc::new(rules.following.clone()),
+        Arc::new(rules.sessions.clone()),
+        Arc::new(rules.deletion.clone()),
+        reviewing.clone(),
+    ];
     let mut crews: Vec<CrewPlan> = vec![
         (Lane::Work, Arc::new(Free::default()), system),
         (Lane::Webhooks, rules.webhooks.room(), vec![Arc::new(rules.webhooks.clone())]),
@@ -350,7 +419,7 @@ fn crews(ground: &Ground, rules: &Rules, config: &Config) -> Vec<CrewPlan> {
     crews.push((Lane::Sagas, driver.room(), vec![Arc::new(driver)]));
     if config.workers > 0 && ground.upstreams.is_configured() {
         let seats = Arc::new(Seats::new(ground.upstreams.clone()));
-        crews.push((Lane::Jobs, seats, vec![Arc::new(Runner::new(rules.jobs.clone()))]));
+        crews.push((Lane::Jobs, seats, vec![Arc::new(Runner::new(rules.jobs.clone())), reviewing]));
     }
     crews
 }
@@ -365,7 +434,7 @@ fn mount(
     requests: &TaskTracker,
 ) -> Router {
     let Ground { db, clock, metrics, queue, streams, forge, keys, .. } = ground;
-    let Rules { projects, access, checkouts, commands, sessions, deletion, jobs, sagas, .. } = rules;
+    let Rules { projects, access, checkouts, reviews, commands, sessions, deletion, jobs, sagas, .. } = rules;
     let config = given.config;
     let limits = Limits::new(clock.clone(), config.rate_limit, config.auth_failure_limit, config.streams_per_key);
     let door = Arc::new(Door {
@@ -395,6 +464,7 @@ fn mount(
             commands: commands.clone(),
             min_expires_in,
         },
+        reviews: reviews.clone(),
         jobs: handlers::jobs::Service { jobs: jobs.clone(), watching: watching.clone() },
         sagas: handlers::sagas::Service { sagas: sagas.clone(), watching: watching.clone() },
         chats: Chats::new(ground.upstreams.clone()),
@@ -414,6 +484,7 @@ fn mount(
             clock: clock.clone(),
         },
         git: handlers::git::Service { access: access.clone(), forge: forge.clone(), door: door.clone() },
+        previews: previews(ground, config, &door, sessions, &given.stop),
         ops: handlers::ops::Service {
             health: health.clone(),
             document: Arc::new(OnceLock::new()),
@@ -422,6 +493,27 @@ fn mount(
         door,
     };
     router::build(services, config.trusted_proxies.clone(), &config.cors_origins)
+}
+
+/// What is shown of sessions, and what looks after it.
+fn previews(
+    ground: &Ground,
+    config: &Config,
+    door: &Arc<Door>,
+    sessions: &Sessions,
+    stop: &CancellationToken,
+) -> handlers::previews::Service {
+    let service = handlers::previews::Service {
+        previews: ground.previews.clone(),
+        sessions: sessions.clone(),
+        door: door.clone(),
+        addresses: Addresses::new(&ground.site.public, preview_domain(config, &ground.site)),
+        pool: handlers::previews::Pool::new(ground.background.clone()),
+        tunnels: ground.background.clone(),
+        stop: stop.clone(),
+    };
+    ground.background.spawn(service.clone().keep());
+    service
 }
 
 /// What there is to tell other processes.
@@ -456,6 +548,11 @@ async fn ticket_secret(db: &Db) -> Result<[u8; 32], Why> {
     let kept = kept.await.map_err(|error| Why::Failed(format!("the database could not be used: {error}")))?;
     kept.try_into()
         .map_err(|_| Why::Failed("the setting ticket_secret in the database is damaged: delete that row".into()))
+}
+
+/// Ports of this process, which no session may have.
+fn own_ports(config: &Config, address: SocketAddr) -> Vec<u16> {
+    std::iter::once(address.port()).chain(config.metrics_listen.map(|at| at.port())).collect()
 }
 
 fn site(config: &Config, address: SocketAddr) -> Site {

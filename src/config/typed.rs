@@ -60,6 +60,8 @@ pub struct Config {
     pub job_ttl: Duration,
     pub job_timeout: Duration,
     pub job_max_attempts: u32,
+    /// Reviews where a project has no command for that.
+    pub review_model: Option<String>,
     pub webhook_secrets: Option<Secrets>,
     pub webhook_backoff: Duration,
     pub egress_allow: Vec<IpNet>,
@@ -125,6 +127,10 @@ impl Config {
             job_timeout: s.duration("RDEV_JOB_TIMEOUT")?,
             job_max_attempts: s
                 .parsed("RDEV_JOB_MAX_ATTEMPTS", "a number from 1 on", |t| t.parse().ok().filter(|n| *n > 0))?,
+            review_model: s.optional("RDEV_REVIEW_MODEL", "the name of a model, such as llama3:8b", |t| {
+                let is_name = t.chars().all(|c| !c.is_whitespace() && !c.is_control());
+                is_name.then(|| t.to_owned())
+            })?,
             webhook_secrets: s.get("RDEV_WEBHOOK_SECRET").map(Secrets::parse).transpose()?,
             webhook_backoff: s.duration("RDEV_WEBHOOK_BACKOFF")?,
             egress_allow: s.list("RDEV_EGRESS_ALLOW", "CIDRs such as 10.0.0.0/8, comma-separated", cidr)?,

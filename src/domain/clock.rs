@@ -4,6 +4,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use chrono::{DateTime, Duration, SubsecRound as _, Utc};
 
+/// So long after `now`.
+pub fn later(now: DateTime<Utc>, by: std::time::Duration) -> DateTime<Utc> {
+    now + Duration::from_std(by).unwrap_or(Duration::MAX)
+}
+
 /// The time, from the system or from a test's hand. Cheap to clone.
 #[derive(Clone)]
 pub enum Clock {

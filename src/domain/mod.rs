@@ -21,6 +21,7 @@ pub mod job;
 pub mod key;
 pub mod lines;
 pub mod project;
+pub mod review;
 pub mod saga;
 pub mod scopes;
 pub mod session;

@@ -6,7 +6,7 @@ use sqlx::types::Json;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::checkout::CheckoutStatus;
+use super::{checkout::CheckoutStatus, review::Wish};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, ToSchema)]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
@@ -42,6 +42,8 @@ pub struct Session {
     pub end_reason: Option<String>,
     pub end_plan: Option<Json<EndPlan>>,
     pub rescue: Option<Json<Rescue>>,
+    /// What its checkin has queued.
+    pub review_task_id: Option<String>,
 }
 
 /// What becomes of work that is not in the branch when a session ends.
@@ -98,6 +100,9 @@ pub struct EndPlan {
     pub reason: EndReason,
     pub on_dirty: OnDirty,
     pub by: Option<Uuid>,
+    /// Of the review; only a checkin has one.
+    #[serde(default)]
+    pub review: Wish,
 }
 
 /// Where the work went that was not in the branch.

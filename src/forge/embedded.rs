@@ -20,6 +20,7 @@ pub mod hook;
 mod import;
 mod in_flight;
 mod leftovers;
+mod merging;
 mod scratch;
 mod smart_http;
 
@@ -40,6 +41,7 @@ pub use self::{
     git_path::{GitPath, GitPathError},
     hook::{PushCheck, PushContext, PushRequest, hook_main},
     import::{Import, ImportError},
+    merging::Move,
     smart_http::Grant,
 };
 use self::{hook::HookServer, in_flight::InFlight, scratch::Scratch};

@@ -5,7 +5,7 @@ pub mod git;
 mod process_group;
 
 pub use embedded::{
-    Branch, BranchError, EmbeddedHost, GitPath, GitPathError, Grant, Import, ImportError, PushContext, PushRequest,
-    hook_main,
+    Branch, BranchError, EmbeddedHost, GitPath, GitPathError, Grant, Import, ImportError, Move, PushContext,
+    PushRequest, hook_main,
 };
 pub use git::GitError;

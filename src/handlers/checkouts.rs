@@ -19,6 +19,7 @@ use super::{
 use crate::{
     domain::{
         checkout::{Checkout, CheckoutStatus},
+        review::Wish,
         scopes::Scope,
         session::{EndReason, OnDirty},
     },
@@ -259,13 +260,13 @@ pub struct Checkin {
 impl Checkin {
     /// # Errors
     /// 400 for both at once.
-    pub fn check(&self) -> Result<()> {
+    pub fn parse(&self) -> Result<Wish> {
         if self.skip_review == Some(true) && self.auto_merge == Some(true) {
             return Err(Error::invalid(
                 "skip_review and auto_merge exclude each other: only a reviewed branch is merged",
             ));
         }
-        Ok(())
+        Ok(Wish { skip: self.skip_review == Some(true), auto_merge: self.auto_merge == Some(true) })
     }
 }
 
@@ -284,7 +285,10 @@ impl CheckedInView {
             checkout_id: checked_in.checkout.id,
             status: checked_in.checkout.status,
             review_task_id: checked_in.checkout.review_task_id.clone(),
-            message: "Checkout completed. Token has been revoked.",
+            message: match &checked_in.checkout.review_task_id {
+                Some(_) => "Checkout completed. Review task queued.",
+                None => "Checkout completed. Token has been revoked.",
+            },
         }
     }
 }
@@ -297,9 +301,9 @@ async fn checkin(
     once: Once,
     body: Body<Checkin>,
 ) -> Result<Data<CheckedInView>> {
-    body.value.check()?;
+    let wish = body.value.parse()?;
     let answer = Answer::new(once.0, 200, &[], |checked_in| json!(CheckedInView::of(checked_in)));
-    let checked_in = service.checkouts.checkin(&caller, &project, id, answer).await?;
+    let checked_in = service.checkouts.checkin(&caller, &project, id, wish, answer).await?;
     Ok(Data(CheckedInView::of(&checked_in)))
 }
 

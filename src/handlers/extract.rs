@@ -254,6 +254,7 @@ path_id!(KeyId, Uuid, "kid", "key not found", ids::uuid_from_path);
 path_id!(CheckoutId, Uuid, "checkout_id", "checkout not found", ids::uuid_from_path);
 path_id!(SessionId, Uuid, "sid", "session not found", ids::uuid_from_path);
 path_id!(JobId, String, "jid", "job not found", |text| ids::is_ulid(text).then(|| text.to_owned()));
+path_id!(ReviewId, String, "task_id", "review not found", |text| ids::is_ulid(text).then(|| text.to_owned()));
 path_id!(SagaId, Uuid, "saga", "saga not found", ids::uuid_from_path);
 path_id!(StepName, String, "step", "step not found", |text| Some(text.to_owned()));
 path_id!(DefinitionName, String, "name", "saga definition not found", |text| (!text.contains('\0'))

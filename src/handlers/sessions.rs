@@ -244,9 +244,12 @@ impl EndedView {
         Self {
             session_id: session.id,
             status: session.status,
-            review_task_id: None,
+            review_task_id: session.review_task_id.clone(),
             rescue: session.rescue.clone().map(|rescue| rescue.0),
-            message: "Session ended. Preview removed, token revoked.",
+            message: match &session.review_task_id {
+                Some(_) => "Session ended. Review task queued.",
+                None => "Session ended. Preview removed, token revoked.",
+            },
         }
     }
 }
@@ -259,10 +262,10 @@ async fn checkin(
     once: Once,
     body: Body<SessionCheckin>,
 ) -> Result<Data<EndedView>> {
-    body.value.checkin.check()?;
+    let wish = body.value.checkin.parse()?;
     let answer = Answer::new(once.0, 200, &[], |session| json!(EndedView::of(session)));
-    let on_dirty = body.value.on_dirty.unwrap_or_default();
-    let ended = service.sessions.end(Some(&caller), &project.id, id, EndReason::Checkin, on_dirty, answer).await?;
+    let how = (body.value.on_dirty.unwrap_or_default(), wish);
+    let ended = service.sessions.checkin(&caller, &project.id, id, how, answer).await?;
     Ok(Data(EndedView::of(&ended)))
 }
 

@@ -3,16 +3,17 @@
 //! ended before anybody is told.
 
 mod asked;
+mod reviewed;
 
 use std::{sync::Arc, time::Duration};
 
-use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;
 use uuid::Uuid;
 
 use super::{
     projects::{Projects, record_activity, stamp},
     receipts::Answer,
+    reviews::Reviews,
 };
 use crate::{
     database::{Conn, Db, DbError},
@@ -20,9 +21,10 @@ use crate::{
         api_key::GitToken,
         branch::{BranchName, FromRef, Protected},
         checkout::{Checkout, CheckoutStatus},
-        clock::Clock,
+        clock::{Clock, later},
         key::Key,
         project::Project,
+        review::Wish,
     },
     error::{Error, Result},
     forge::{Branch, BranchError, EmbeddedHost},
@@ -76,21 +78,23 @@ pub struct Prepared {
 
 #[derive(Clone)]
 pub struct Checkouts {
-    inner: Arc<Inner>,
+    inner: Arc<Parts>,
 }
 
-struct Inner {
-    db: Db,
-    clock: Clock,
-    queue: Queue,
-    streams: Streams,
-    forge: EmbeddedHost,
-    projects: Projects,
+/// What the service is made of.
+pub struct Parts {
+    pub db: Db,
+    pub clock: Clock,
+    pub queue: Queue,
+    pub streams: Streams,
+    pub forge: EmbeddedHost,
+    pub projects: Projects,
+    pub reviews: Reviews,
 }
 
 impl Checkouts {
-    pub fn new(db: Db, clock: Clock, queue: Queue, streams: Streams, forge: EmbeddedHost, projects: Projects) -> Self {
-        Self { inner: Arc::new(Inner { db, clock, queue, streams, forge, projects }) }
+    pub fn new(parts: Parts) -> Self {
+        Self { inner: Arc::new(parts) }
     }
 
     /// The repository's branches, each with whether it is protected.
@@ -290,20 +294,25 @@ impl Checkouts {
         caller: &Key,
         project: &Project,
         id: Uuid,
+        wish: Wish,
         answer: Answer<CheckedIn>,
     ) -> Result<CheckedIn> {
         let head = match self.get(project, id).await {
             Ok(checkout) => self.inner.forge.branch(&project.id, &checkout.branch).await.map_err(Error::internal)?,
             Err(error) => return Err(error),
         };
+        let due = self.inner.reviews.due(project, head.as_deref(), wish).await?;
         let mut tx = self.inner.db.begin().await?;
         let checkout = self.active_alone(&mut tx, project, id).await?;
-        let checkout = self.end_in(&mut tx, checkout, CheckoutStatus::CheckedIn, head.as_deref()).await?;
+        let mut checkout = self.end_in(&mut tx, checkout, CheckoutStatus::CheckedIn, head.as_deref()).await?;
+        let queued = self.queue_review(&mut tx, &mut checkout, due.as_ref(), caller.id).await?;
         let checked_in = CheckedIn { checkout };
         answer.keep(&mut tx, &checked_in).await?;
-        let unshown = self.activity(&mut tx, &checked_in.checkout, "checkout.checked_in", Some(caller.id)).await?;
+        let mut unshown = self.activity(&mut tx, &checked_in.checkout, "checkout.checked_in", Some(caller.id)).await?;
+        unshown.extend(self.tell_queued(&mut tx, queued.as_ref()).await?);
         tx.commit().await?;
         self.after_end(id, unshown).await;
+        self.wake_review(queued.as_ref());
         Ok(checked_in)
     }
 
@@ -457,10 +466,6 @@ impl Checkouts {
 /// A pattern in the database that cannot be used.
 fn protection(project: &Project) -> Result<Protected> {
     Protected::new(&project.default_branch, &project.protected_branches).map_err(Error::internal)
-}
-
-pub fn later(now: DateTime<Utc>, by: Duration) -> DateTime<Utc> {
-    now + TimeDelta::from_std(by).unwrap_or(TimeDelta::MAX)
 }
 
 fn active(checkout: Checkout) -> Result<Checkout> {

@@ -10,7 +10,6 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{
-    checkouts::later,
     following::{FOLLOW_TASK, Following},
     projects::{record_activity, stamp},
     receipts::Answer,
@@ -18,7 +17,7 @@ use super::{
 use crate::{
     database::{Conn, Db},
     domain::{
-        clock::Clock,
+        clock::{Clock, later},
         command::{Command, CommandKind, CommandStatus, EndAsked, Launch},
         ids::CommandId,
         key::Key,
@@ -57,6 +56,47 @@ pub struct NewCommand {
     pub stdin: Option<String>,
     pub command_id: Option<CommandId>,
     pub body_hash: Vec<u8>,
+}
+
+/// Where a command runs.
+#[derive(Clone, Copy)]
+pub enum At<'a> {
+    Workspace,
+    Session(&'a Session),
+    /// Another worktree in the project's place, and the branch that it is of.
+    Worktree {
+        path: &'a str,
+        branch: &'a str,
+    },
+}
+
+impl<'a> At<'a> {
+    fn of(session: Option<&'a Session>) -> Self {
+        session.map_or(Self::Workspace, Self::Session)
+    }
+
+    fn session(self) -> Option<&'a Session> {
+        match self {
+            Self::Session(session) => Some(session),
+            Self::Workspace | Self::Worktree { .. } => None,
+        }
+    }
+
+    fn root(self, project: &'a Project) -> &'a str {
+        match self {
+            Self::Workspace => &project.workspace,
+            Self::Session(session) => &session.workspace,
+            Self::Worktree { path, .. } => path,
+        }
+    }
+
+    fn branch(self, project: &'a Project) -> &'a str {
+        match self {
+            Self::Workspace => &project.default_branch,
+            Self::Session(session) => &session.branch,
+            Self::Worktree { branch, .. } => branch,
+        }
+    }
 }
 
 /// Which commands a list shows.
@@ -114,6 +154,22 @@ impl Commands {
         new: NewCommand,
         answer: Answer<Command>,
     ) -> Result<Started> {
+        self.start_at(caller.id, project, At::of(session), new, answer).await
+    }
+
+    /// As [`Commands::start`], in any place, for the key of this id.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub async fn start_at(
+        &self,
+        by: Uuid,
+        project: &Project,
+        at: At<'_>,
+        new: NewCommand,
+        answer: Answer<Command>,
+    ) -> Result<Started> {
+        let session = at.session();
         if matches!(new.program, Program::Script(_)) && !project.allow_scripts {
             return Err(Error::new(
                 Kind::Forbidden,
@@ -127,8 +183,8 @@ impl Commands {
         if project.status != ProjectStatus::Running {
             return Err(not_running());
         }
-        self.check_cwd(project, session, &new)?;
-        let inserted = match self.insert(caller, project, session, &new, &answer).await {
+        self.check_cwd(project, at, &new)?;
+        let inserted = match self.insert(by, project, at, &new, &answer).await {
             // The same command was asked for at the same moment.
             Err(error) if error.stable_code() == ID_CONFLICT => match self.same_id(project, session, &new).await? {
                 Some(found) => return Ok(Started::Before(found)),
@@ -144,13 +200,13 @@ impl Commands {
 
     async fn insert(
         &self,
-        caller: &Key,
+        by: Uuid,
         project: &Project,
-        session: Option<&Session>,
+        at: At<'_>,
         new: &NewCommand,
         answer: &Answer<Command>,
     ) -> Result<(Command, Claimed, Launch, Unshown)> {
-        let inner = &self.inner;
+        let (inner, session) = (&self.inner, at.session());
         let now = inner.clock.now();
         let mut tx = inner.db.begin().await?;
         let parent = self.may_start(&mut tx, project, session).await?;
@@ -160,8 +216,8 @@ impl Commands {
             Some("stream_name") => id_conflict(),
             _ => error.into(),
         })?;
-        let mut command = Self::record(caller, project, session, new, &id, stream, now);
-        let launch = Self::launch(project, session, new, &command, later(now, new.timeout));
+        let mut command = Self::record(by, project, session, new, &id, stream, now);
+        let launch = Self::launch(project, at, new, &command, later(now, new.timeout));
         command.seq = store::commands::insert(&mut tx, &command, &launch).await?;
         let task = inner.queue.insert_owned(&mut tx, FOLLOW_TASK, &stream.to_string()).await?;
         if let Some(session) = session {
@@ -169,7 +225,7 @@ impl Commands {
         }
         answer.keep(&mut tx, &command).await?;
         let mut data =
-            json!({"type": "command.started", "id": command.command_id, "at": stamp(&inner.clock), "actor": caller.id});
+            json!({"type": "command.started", "id": command.command_id, "at": stamp(&inner.clock), "actor": by});
         if let Some(session) = command.session_id {
             data["session_id"] = session.to_string().into();
         }
@@ -207,7 +263,7 @@ impl Commands {
     }
 
     fn record(
-        caller: &Key,
+        by: Uuid,
         project: &Project,
         session: Option<&Session>,
         new: &NewCommand,
@@ -234,7 +290,7 @@ impl Commands {
             signal: None,
             started_at: now,
             ended_at: None,
-            created_by: caller.id,
+            created_by: by,
             body_hash: new.body_hash.clone(),
             out_bytes: 0,
             err_bytes: 0,
@@ -245,31 +301,30 @@ impl Commands {
 
     fn launch(
         project: &Project,
-        session: Option<&Session>,
+        at: At<'_>,
         new: &NewCommand,
         command: &Command,
         deadline: chrono::DateTime<chrono::Utc>,
     ) -> Launch {
-        let root = session.map_or(&project.workspace, |session| &session.workspace);
+        let root = at.root(project);
         let mut env = new.env.clone();
-        let branch = session.map_or(&project.default_branch, |session| &session.branch);
         env.insert("RDEV_PROJECT_ID".into(), project.id.clone());
         env.insert("RDEV_COMMAND_ID".into(), command.command_id.clone());
-        env.insert("RDEV_BRANCH".into(), branch.clone());
-        if let Some(session) = session {
+        env.insert("RDEV_BRANCH".into(), at.branch(project).to_owned());
+        if let Some(session) = at.session() {
             env.insert("RDEV_SESSION_ID".into(), session.id.to_string());
             env.entry("PORT".into()).or_insert_with(|| session.preview_port.to_string());
         }
         let cwd = match new.cwd.as_deref() {
-            None | Some("" | ".") => root.clone(),
+            None | Some("" | ".") => root.to_owned(),
             Some(below) => format!("{root}/{below}"),
         };
         Launch { argv: command.args.clone(), env, cwd, stdin: new.stdin.clone(), deadline }
     }
 
     /// A symbolic link may lead where the path's words do not.
-    fn check_cwd(&self, project: &Project, session: Option<&Session>, new: &NewCommand) -> Result<()> {
-        let root = session.map_or(&project.workspace, |session| &session.workspace);
+    fn check_cwd(&self, project: &Project, at: At<'_>, new: &NewCommand) -> Result<()> {
+        let root = at.root(project);
         match new.cwd.as_deref() {
             Some(cwd) if self.inner.runtime.leads_outside(root, cwd) => {
                 Err(Error::invalid("cwd must be a relative path inside the workspace"))

@@ -13,6 +13,7 @@ use super::{
     commands::Commands,
     projects::{CREATE_TASK, Projects, stamp},
     receipts::Answer,
+    reviews::Reviews,
     sessions::Sessions,
     workspaces::Workspaces,
 };
@@ -52,6 +53,7 @@ pub struct Parts {
     pub projects: Projects,
     pub workspaces: Workspaces,
     pub checkouts: Checkouts,
+    pub reviews: Reviews,
     pub commands: Commands,
     pub sessions: Sessions,
     pub metrics: Metrics,
@@ -102,6 +104,7 @@ impl Deletion {
         let mut errors = Vec::new();
         note(&mut errors, "sessions", self.end_sessions(id).await);
         note(&mut errors, "checkouts", self.revoke_checkouts(caller, id).await);
+        note(&mut errors, "reviews", inner.reviews.stop_all(id).await);
         note(&mut errors, "commands", inner.commands.end_all(id, None, EndAsked::Cancelled).await);
         note(&mut errors, "workspace", inner.workspaces.remove(id).await);
         note(&mut errors, "repository", inner.forge.remove(id).await.map_err(Error::internal));
@@ -140,6 +143,7 @@ impl Deletion {
         while store::streams::delete_of_project(&mut inner.db.conn().await?, id, CHUNKS_AT_ONCE).await? > 0 {}
         let mut tx = inner.db.begin().await?;
         inner.queue.finish(&mut tx, task).await?;
+        inner.reviews.forget_all(&mut tx, id).await?;
         let mut unshown = crate::streams::Unshown::default();
         if let Some(log) = store::streams::find(&mut tx, id, Log::Project, id).await? {
             let mut data = json!({"type": "project.deleted", "id": id, "at": stamp(&inner.clock)});

@@ -1,6 +1,7 @@
 //! Jobs for models: taken only when they are durable, looked at, waited for, cancelled. What
 //! runs them is `jobs/running.rs`; how a change is written down, `jobs/states.rs`.
 
+mod reviewed;
 mod running;
 mod states;
 
@@ -39,7 +40,10 @@ use crate::{
     streams::{Chunk, Found, Owner, Streams, Unshown, record},
 };
 
-pub use self::running::{Runner, Seats};
+pub use self::{
+    running::{Runner, Seats},
+    states::{Ending, Told},
+};
 pub use crate::store::jobs::ArtifactRow;
 
 pub const RUN_TASK: &str = "job.run";
@@ -290,8 +294,12 @@ impl Jobs {
         let mut tx = parts.core.begin().await?;
         let mut job = store::jobs::lock(&mut tx, &job.id).await?.ok_or_else(|| Error::not_found("job not found"))?;
         let Some(moves) = self.decide(&job, Happening::Cancelled) else { return Ok(job) };
-        store::tasks::cancel(&mut tx, RUN_TASK, &job.id).await?;
-        let told = self.apply(&mut tx, &mut job, &moves, states::Ending::default()).await?;
+        let mut told = self.apply(&mut tx, &mut job, &moves, states::Ending::default()).await?;
+        if job.project_id.is_some() {
+            told.join(self.cancel_review(&mut tx, &job).await?);
+        } else {
+            store::tasks::cancel(&mut tx, RUN_TASK, &job.id).await?;
+        }
         tx.commit().await?;
         self.tell(told);
         Ok(job)

@@ -1,6 +1,6 @@
 //! The rules. Each service owns what it needs, opens the transactions and never mentions
 //! a status code or a header. They call one another in one order only: sagas → sessions →
-//! commands → checkouts → jobs → webhooks → workspaces → projects → keys.
+//! checkouts → reviews → commands → jobs → webhooks → workspaces → projects → keys.
 
 pub mod callouts;
 pub mod chats;
@@ -15,8 +15,10 @@ pub mod keys;
 pub mod limits;
 pub mod output;
 pub mod pool;
+pub mod previews;
 pub mod projects;
 pub mod receipts;
+pub mod reviews;
 pub mod sagas;
 pub mod session_end;
 pub mod sessions;

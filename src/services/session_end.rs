@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::{
     receipts::Answer,
+    reviews::Due,
     sessions::{CREATE_TASK, END_TASK, Sessions, not_active, not_found},
     workspaces::Worktree,
 };
@@ -18,6 +19,7 @@ use crate::{
     domain::{
         command::EndAsked,
         key::Key,
+        review::Wish,
         session::{EndPlan, EndReason, OnDirty, Session, SessionStatus},
     },
     error::{Error, Kind, Result},
@@ -66,9 +68,29 @@ impl Sessions {
         on_dirty: OnDirty,
         answer: Answer<Session>,
     ) -> Result<Session> {
-        let plan = EndPlan { reason, on_dirty, by: caller.map(|key| key.id) };
-        let (session, task) = self.begin_end(project, id, &plan).await?;
-        match self.carry_end(&session, &plan, &task, &answer).await {
+        let plan = EndPlan { reason, on_dirty, by: caller.map(|key| key.id), review: Wish::default() };
+        self.end_as(project, id, &plan, answer).await
+    }
+
+    /// As [`Sessions::end`], and has the branch reviewed.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub async fn checkin(
+        &self,
+        caller: &Key,
+        project: &str,
+        id: Uuid,
+        (on_dirty, review): (OnDirty, Wish),
+        answer: Answer<Session>,
+    ) -> Result<Session> {
+        let plan = EndPlan { reason: EndReason::Checkin, on_dirty, by: Some(caller.id), review };
+        self.end_as(project, id, &plan, answer).await
+    }
+
+    async fn end_as(&self, project: &str, id: Uuid, plan: &EndPlan, answer: Answer<Session>) -> Result<Session> {
+        let (session, task) = self.begin_end(project, id, plan).await?;
+        match self.carry_end(&session, plan, &task, &answer).await {
             Ok(session) => Ok(session),
             Err(error) if error.kind() == Kind::Conflict => Err(error),
             Err(error) => {
@@ -147,21 +169,40 @@ impl Sessions {
         let inner = &self.inner;
         let (status, checkout_status) = plan.reason.outcome();
         let now = inner.clock.now();
+        let due = match plan.reason {
+            EndReason::Checkin => inner.checkouts.due(&session.project_id, &session.branch, plan.review).await?,
+            _ => None,
+        };
         let mut tx = inner.db.begin().await?;
         inner.queue.finish(&mut tx, task).await?;
-        let ended =
+        let mut ended =
             store::sessions::end(&mut tx, session.id, status, plan.reason.text(), now).await?.ok_or_else(not_active)?;
-        let mut unshown = self.activity(&mut tx, &ended, event_of(status), plan.by).await?;
-        if let Some(checkout) = store::checkouts::lock(&mut tx, &session.project_id, session.checkout_id).await? {
-            let checkout = inner.checkouts.end_in(&mut tx, checkout, checkout_status, None).await?;
-            let kind = super::checkouts::event_of(checkout_status);
-            unshown.extend(inner.checkouts.activity(&mut tx, &checkout, kind, plan.by).await?);
+        let locked = store::checkouts::lock(&mut tx, &session.project_id, session.checkout_id).await?;
+        let (mut checkout, mut queued) = (None, None);
+        if let Some(active) = locked {
+            let head = due.as_ref().map(Due::head);
+            let mut over = inner.checkouts.end_in(&mut tx, active, checkout_status, head).await?;
+            let by = plan.by.unwrap_or(over.checked_out_by);
+            queued = inner.checkouts.queue_review(&mut tx, &mut over, due.as_ref(), by).await?;
+            checkout = Some(over);
         }
+        if let Some(review) = &queued {
+            store::sessions::set_review(&mut tx, session.id, &review.id).await?;
+            ended.review_task_id = Some(review.id.clone());
+        }
+        let mut unshown = self.activity(&mut tx, &ended, event_of(status), plan.by).await?;
+        if let Some(checkout) = &checkout {
+            let kind = super::checkouts::event_of(checkout_status);
+            unshown.extend(inner.checkouts.activity(&mut tx, checkout, kind, plan.by).await?);
+        }
+        unshown.extend(inner.checkouts.tell_queued(&mut tx, queued.as_ref()).await?);
         unshown.extend(self.last_event(&mut tx, &ended, status_text(status), plan.reason.text()).await?);
         answer.keep(&mut tx, &ended).await?;
         tx.commit().await?;
+        inner.previews.close(session.id);
         inner.checkouts.end_pushes(session.checkout_id).await;
         inner.streams.show(unshown);
+        inner.checkouts.wake_review(queued.as_ref());
         Ok(ended)
     }
 

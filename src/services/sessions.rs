@@ -10,8 +10,9 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{
-    checkouts::{Checkouts, NewCheckout, Opened, later},
+    checkouts::{Checkouts, NewCheckout, Opened},
     commands::Commands,
+    previews::Previews,
     projects::{Site, record_activity, stamp},
     receipts::Answer,
     workspaces::{Workspaces, Worktree},
@@ -19,7 +20,7 @@ use super::{
 use crate::{
     database::{Conn, Db, DbError},
     domain::{
-        clock::Clock,
+        clock::{Clock, later},
         key::Key,
         project::{Project, ProjectStatus},
         session::{Session, SessionStatus},
@@ -67,6 +68,7 @@ pub struct Parts {
     pub commands: Commands,
     pub workspaces: Workspaces,
     pub site: Site,
+    pub previews: Previews,
     pub preview_domain: Option<String>,
     /// Ports of this server's own, which are never a preview's.
     pub own_ports: Vec<u16>,
@@ -161,6 +163,7 @@ impl Sessions {
             end_reason: None,
             end_plan: None,
             rescue: None,
+            review_task_id: None,
         };
         // The session first: of two at once the other is told that there is one.
         store::sessions::insert(&mut tx, &session).await.map_err(collision)?;

@@ -3,6 +3,8 @@
 //! runs inside the place, confined as its commands are; scripts get their words as
 //! arguments, never pasted in, and secrets by standard input.
 
+mod under_review;
+
 use std::time::Duration;
 
 use crate::{

@@ -101,6 +101,11 @@ pub async fn end(
     c.execute(query(sql).bind(id).bind(status).bind(head).bind(now)).await.map(|n| n == 1)
 }
 
+/// The review that its checkin has queued.
+pub async fn set_review(c: &mut Conn, id: Uuid, review: &str) -> Result<(), DbError> {
+    c.execute(query("update checkout set review_task_id = $2 where id = $1").bind(id).bind(review)).await.map(drop)
+}
+
 /// Never shortens.
 pub async fn extend(c: &mut Conn, id: Uuid, until: DateTime<Utc>) -> Result<Option<Checkout>, DbError> {
     let sql = sqlx::AssertSqlSafe(format!(

@@ -8,7 +8,7 @@ use crate::{
     database::{Conn, DbError},
     domain::{
         job::{Job, JobState},
-        task::NewTask,
+        task::{NewTask, PRIORITY},
     },
 };
 
@@ -81,6 +81,30 @@ pub async fn insert(c: &mut Conn, job: &NewJob<'_>) -> Result<i64, DbError> {
         .bind(hook.map(|hook| hook.body))
         .bind(hook.map(|hook| hook.task.lane.number()));
     c.scalar(query).await
+}
+
+/// The job of a project's review.
+pub struct NewReview<'a> {
+    pub id: &'a str,
+    pub created_by: Uuid,
+    pub project: &'a str,
+    pub model: &'a str,
+    pub created_at: DateTime<Utc>,
+    /// First event of its log, encoded.
+    pub event: &'a [u8],
+}
+
+/// Job and log; its task is the review's.
+pub async fn insert_review(c: &mut Conn, job: &NewReview<'_>) -> Result<(), DbError> {
+    let sql = "with log as (
+                   insert into stream (kind, name, last_n) values ('job', $1, 1) returning key
+               ), first as (
+                   insert into chunk (stream, from_n, to_n, data) select key, 1, 1, $6 from log
+               )
+               insert into job (id, created_by, project_id, model, priority, created_at, state, stream)
+               select $1, $2, $3, $4, $7, $5, 'queued', key from log";
+    let query = query(sql).bind(job.id).bind(job.created_by).bind(job.project).bind(job.model);
+    c.execute(query.bind(job.created_at).bind(job.event).bind(PRIORITY)).await.map(drop)
 }
 
 pub async fn find(c: &mut Conn, id: &str, past: DateTime<Utc>) -> Result<Option<Job>, DbError> {

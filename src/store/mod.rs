@@ -9,6 +9,7 @@ pub mod jobs;
 pub mod keys;
 pub mod processes;
 pub mod projects;
+pub mod reviews;
 pub mod sagas;
 pub mod sessions;
 pub mod settings;

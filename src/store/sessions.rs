@@ -106,6 +106,11 @@ pub async fn set_rescue(c: &mut Conn, id: Uuid, rescue: &Rescue) -> Result<(), D
     c.execute(query("update session set rescue = $2 where id = $1").bind(id).bind(Json(rescue))).await.map(drop)
 }
 
+/// The review that its checkin has queued.
+pub async fn set_review(c: &mut Conn, id: Uuid, review: &str) -> Result<(), DbError> {
+    c.execute(query("update session set review_task_id = $2 where id = $1").bind(id).bind(review)).await.map(drop)
+}
+
 pub async fn end(
     c: &mut Conn,
     id: Uuid,
@@ -121,6 +126,12 @@ pub async fn end(
 pub async fn touch(c: &mut Conn, id: Uuid, now: DateTime<Utc>) -> Result<(), DbError> {
     let sql = "update session set last_activity_at = greatest(last_activity_at, $2) where id = $1";
     c.execute(query(sql).bind(id).bind(now)).await.map(drop)
+}
+
+/// Of these, the ones that have not ended.
+pub async fn alive_of(c: &mut Conn, ids: &[Uuid]) -> Result<Vec<Uuid>, DbError> {
+    let sql = "select id from session where id = any($1) and status in ('provisioning', 'active', 'ending')";
+    c.scalars(query_scalar(sql).bind(ids)).await
 }
 
 pub async fn extend(c: &mut Conn, id: Uuid, until: DateTime<Utc>) -> Result<Option<Session>, DbError> {

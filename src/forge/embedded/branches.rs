@@ -204,7 +204,7 @@ fn zeros(sha: &str) -> String {
 }
 
 /// Another writer holds the lock of this ref or of one beside it.
-fn is_contention(error: &GitError) -> bool {
+pub(super) fn is_contention(error: &GitError) -> bool {
     let signs = ["Unable to create", "unable to lock", "cannot lock ref", "File exists"];
     matches!(error, GitError::Failed { stderr, .. } if signs.iter().any(|s| stderr.contains(s)))
 }

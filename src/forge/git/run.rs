@@ -196,6 +196,35 @@ impl Run {
         self.finish().await?.into_output()
     }
 
+    /// The first so many bytes of what it prints, and whether there are more: then it is ended.
+    /// An exit code other than 0 is an error.
+    pub async fn first(mut self, bytes: usize) -> Result<(Vec<u8>, bool), GitError> {
+        let subcommand = std::mem::take(&mut self.subcommand);
+        let deadline = self.deadline;
+        let io = |error| GitError::Io { what: format!("git {subcommand}"), error };
+        let mut command = self.into_command();
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut group = ProcessGroup::spawn(command).map_err(io)?;
+        match tokio::time::timeout(deadline, beginning(&mut group, bytes)).await {
+            Ok(Ok((stdout, None))) => {
+                group.end().await;
+                Ok((stdout, true))
+            }
+            Ok(Ok((stdout, Some((status, stderr))))) => {
+                let stderr = String::from_utf8_lossy(&stderr).trim().to_owned();
+                Finished { status, stdout, stderr, subcommand }.into_output().map(|stdout| (stdout, false))
+            }
+            Ok(Err(error)) => {
+                group.end().await;
+                Err(io(error))
+            }
+            Err(_) => {
+                group.end().await;
+                Err(GitError::Timeout { what: format!("git {subcommand}"), after: deadline })
+            }
+        }
+    }
+
     /// The same, as text without the newline at its end.
     pub async fn text(self) -> Result<String, GitError> {
         let mut text = String::from_utf8_lossy(&self.ok().await?).into_owned();
@@ -239,10 +268,37 @@ async fn converse(group: &mut ProcessGroup, stdin: &[u8], limit: usize) -> io::R
     Ok((group.wait().await?, stdout, stderr))
 }
 
-async fn read_all(pipe: Option<impl AsyncRead + Unpin>, limit: usize) -> io::Result<Vec<u8>> {
+/// What is printed first; with the end where that was all.
+async fn beginning(group: &mut ProcessGroup, most: usize) -> io::Result<(Vec<u8>, Option<(ExitStatus, Vec<u8>)>)> {
+    let mut reading = std::pin::pin!(read_up_to(group.stdout(), most + 1));
+    let mut listening = std::pin::pin!(read_some(group.stderr(), STDERR_KEPT));
+    let mut heard = None;
+    let mut printed = loop {
+        tokio::select! {
+            printed = &mut reading => break printed?,
+            said = &mut listening, if heard.is_none() => heard = Some(said?),
+        }
+    };
+    if printed.len() > most {
+        printed.truncate(most);
+        return Ok((printed, None));
+    }
+    let said = match heard {
+        Some(said) => said,
+        None => listening.await?,
+    };
+    Ok((printed, Some((group.wait().await?, said))))
+}
+
+async fn read_up_to(pipe: Option<impl AsyncRead + Unpin>, most: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let Some(pipe) = pipe else { return Ok(bytes) };
-    pipe.take(limit as u64 + 1).read_to_end(&mut bytes).await?;
+    pipe.take(most as u64).read_to_end(&mut bytes).await?;
+    Ok(bytes)
+}
+
+async fn read_all(pipe: Option<impl AsyncRead + Unpin>, limit: usize) -> io::Result<Vec<u8>> {
+    let bytes = read_up_to(pipe, limit + 1).await?;
     if bytes.len() > limit {
         return Err(io::Error::other(format!("it printed more than {limit} bytes")));
     }
@@ -263,6 +319,18 @@ pub async fn read_some(pipe: Option<impl AsyncRead + Unpin>, kept: usize) -> io:
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_prints_for_ever_is_read_as_far_as_asked() {
+        let git = super::super::Git::find().await.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let run = |script| git.outside(dir.path()).args(["-c", &format!("alias.talk=!{script}"), "talk"]);
+        let (printed, more) = run("yes").first(1001).await.unwrap();
+        assert_eq!((printed.len(), more), (1001, true));
+        assert_eq!(run("printf abc").first(3).await.unwrap(), (b"abc".to_vec(), false));
+        let failed = run("echo abc; echo why >&2; exit 3").first(100).await;
+        assert!(matches!(failed, Err(GitError::Failed { stderr, .. }) if stderr.contains("why")));
+    }
 
     #[tokio::test]
     async fn a_run_that_takes_too_long_is_ended() {

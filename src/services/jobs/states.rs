@@ -28,6 +28,13 @@ pub struct Told {
     receiver: Option<String>,
 }
 
+impl Told {
+    /// What else the same transaction wrote.
+    pub fn join(&mut self, unshown: Unshown) {
+        self.unshown.extend(unshown);
+    }
+}
+
 impl Jobs {
     pub(super) fn decide(&self, job: &Job, happening: Happening) -> Option<Moves> {
         let most = i32::try_from(self.inner.parts.failures_max).unwrap_or(i32::MAX);
@@ -67,7 +74,7 @@ impl Jobs {
     }
 
     /// After the commit.
-    pub(super) fn tell(&self, told: Told) {
+    pub fn tell(&self, told: Told) {
         self.inner.parts.streams.show(told.unshown);
         if let Some(origin) = told.receiver {
             self.inner.parts.webhooks.wake(&origin);

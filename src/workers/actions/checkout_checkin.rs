@@ -16,6 +16,7 @@ use crate::{
         ids,
         key::Key,
         project::Project,
+        review::Wish,
         saga::{Nature, Outcome, check::Rules, fields::Fields},
         scopes::Scope,
     },
@@ -36,22 +37,26 @@ struct Config {
     project: String,
     /// None where it is no id: there is no such checkout.
     checkout: Option<Uuid>,
+    wish: Wish,
 }
 
 impl Config {
     fn read(fields: &mut Fields<'_>) -> Self {
         let project = fields.project();
         let checkout = ids::uuid_from_path(&fields.required_text("checkout_id"));
-        reviewed(fields);
-        Self { project, checkout }
+        let wish = reviewed(fields);
+        Self { project, checkout, wish }
     }
 }
 
 /// What is to become of the branch.
-pub fn reviewed(fields: &mut Fields<'_>) {
-    if fields.flag("skip_review") == Some(true) && fields.flag("auto_merge") == Some(true) {
+pub fn reviewed(fields: &mut Fields<'_>) -> Wish {
+    let skip = fields.flag("skip_review") == Some(true);
+    let auto_merge = fields.flag("auto_merge") == Some(true);
+    if skip && auto_merge {
         fields.problem("auto_merge", "and skip_review exclude each other: only a reviewed branch is merged");
     }
+    Wish { skip, auto_merge }
 }
 
 impl CheckoutCheckin {
@@ -59,7 +64,7 @@ impl CheckoutCheckin {
         let config = attempt.read(Config::read)?;
         let (caller, project) = attempt.project(&config.project).await?;
         let id = config.checkout.ok_or_else(|| Outcome::never("checkout not found"))?;
-        match self.checkin(attempt, caller, project.clone(), id).await {
+        match self.checkin(attempt, caller, project.clone(), (id, config.wish)).await {
             Err(error) if is_over(&error) => {
                 let checkout = self.checkouts.get(&project, id).await.map_err(failed)?;
                 // An undo asks for no more than its end.
@@ -72,9 +77,10 @@ impl CheckoutCheckin {
         }
     }
 
-    async fn checkin(&self, attempt: &Attempt, caller: Key, project: Project, id: Uuid) -> Result<Value> {
+    async fn checkin(&self, attempt: &Attempt, caller: Key, project: Project, what: (Uuid, Wish)) -> Result<Value> {
+        let (id, wish) = what;
         let checkouts = self.checkouts.clone();
-        let checkin = async move { checkouts.checkin(&caller, &project, id, Answer::none()).await };
+        let checkin = async move { checkouts.checkin(&caller, &project, id, wish, Answer::none()).await };
         Ok(output(&self.works.through(attempt, checkin).await?.checkout))
     }
 }

@@ -91,7 +91,7 @@ impl SessionCreate {
     async fn end(&self, attempt: &Attempt) -> Result<Value, Outcome> {
         let Some(id) = made(attempt, "session_id").and_then(|id| id.parse().ok()) else { return Ok(Value::Null) };
         let project = attempt.read(project)?;
-        let how = (EndReason::Terminated, OnDirty::Rescue);
+        let how = session_end::How::As(EndReason::Terminated, OnDirty::Rescue);
         match session_end::end(&self.sessions, &self.works, attempt, &project, id, how).await {
             Err(error) if error.kind() != Kind::NotFound => Err(failed(error)),
             _ => Ok(Value::Null),

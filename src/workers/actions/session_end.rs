@@ -8,6 +8,7 @@ use super::{ATTEMPTS, LOOK, checkout_checkin::reviewed, ended, failed, insistent
 use crate::{
     domain::{
         ids,
+        review::Wish,
         saga::{Nature, Outcome, check::Rules, fields::Fields},
         scopes::Scope,
         session::{EndReason, OnDirty, Session, SessionStatus},
@@ -30,20 +31,28 @@ struct Config {
     /// None where it is no id: there is no such session.
     session: Option<Uuid>,
     on_dirty: OnDirty,
+    wish: Wish,
 }
 
 impl Config {
     fn read(fields: &mut Fields<'_>) -> Self {
         let project = fields.project();
         let session = ids::uuid_from_path(&fields.required_text("session_id"));
-        reviewed(fields);
+        let wish = reviewed(fields);
         let on_dirty = match fields.one_of("on_dirty", &["rescue", "discard", "fail"]).as_deref() {
             Some("discard") => OnDirty::Discard,
             Some("fail") => OnDirty::Fail,
             _ => OnDirty::Rescue,
         };
-        Self { project, session, on_dirty }
+        Self { project, session, on_dirty, wish }
     }
+}
+
+/// How a session is to end.
+#[derive(Debug, Clone, Copy)]
+pub enum How {
+    CheckedIn(OnDirty, Wish),
+    As(EndReason, OnDirty),
 }
 
 /// Ends a session and answers when it has ended, whoever began that.
@@ -56,7 +65,7 @@ pub async fn end(
     attempt: &Attempt,
     project: &str,
     id: Uuid,
-    (reason, on_dirty): (EndReason, OnDirty),
+    how: How,
 ) -> Result<Session> {
     loop {
         let session = insistently(|| sessions.get(project, id)).await?;
@@ -71,7 +80,16 @@ pub async fn end(
         }
         let caller = attempt.caller().await?;
         let (sessions, project) = (sessions.clone(), project.to_owned());
-        let end = async move { sessions.end(Some(&caller), &project, id, reason, on_dirty, Answer::none()).await };
+        let end = async move {
+            match how {
+                How::CheckedIn(on_dirty, wish) => {
+                    sessions.checkin(&caller, &project, id, (on_dirty, wish), Answer::none()).await
+                }
+                How::As(reason, on_dirty) => {
+                    sessions.end(Some(&caller), &project, id, reason, on_dirty, Answer::none()).await
+                }
+            }
+        };
         match works.through(attempt, end).await {
             // Somebody else was quicker.
             Err(error) if error.kind() == Kind::Invalid => {}
@@ -89,7 +107,7 @@ impl SessionEnd {
         let config = attempt.read(Config::read)?;
         let (_, project) = attempt.project(&config.project).await?;
         let id = config.session.ok_or_else(|| Outcome::never("session not found"))?;
-        let how = (EndReason::Checkin, config.on_dirty);
+        let how = How::CheckedIn(config.on_dirty, config.wish);
         let session = end(&self.sessions, &self.works, attempt, &project.id, id, how).await.map_err(failed)?;
         Ok(output(&session))
     }

@@ -191,7 +191,10 @@ async fn a_retry_goes_on_from_what_failed_and_repeats_nothing() {
     ]);
     let id = stage.run(steps).await;
     for count in 1.. {
-        let saga = super::until(&stage.admin(), &id, "rest", |saga| saga["status"] != "running").await;
+        let saga = super::until(&stage.admin(), &id, "rest", |saga| {
+            !matches!(saga["status"].as_str(), Some("pending" | "running"))
+        })
+        .await;
         if saga["status"] == "completed" {
             break;
         }

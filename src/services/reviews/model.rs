@@ -1,0 +1,83 @@
+//! A model as the reviewer: one chat over the upstreams and seats of jobs. It sees the diff, or its
+//! beginning, and nothing else of the server.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::{Reviewing, running::Outcome};
+use crate::{
+    domain::{
+        job::Retry,
+        review::{
+            Review,
+            asking::{self, DIFF_MAX, Diff, Word},
+        },
+    },
+    error::{Error, Result},
+    models::{CallError, Seat, Step},
+    queue::stale,
+};
+
+/// Pause where there is no seat.
+const NO_SEAT: Duration = Duration::from_secs(1);
+
+impl Reviewing {
+    pub(super) async fn by_model(&self, review: &Review, seat: Option<Seat>) -> Result<Outcome> {
+        let Some(seat) = seat.or_else(|| self.parts().upstreams.seat(&review.model)) else {
+            return Ok(Outcome::Again(NO_SEAT));
+        };
+        let diff = match self.diff(review).await {
+            Ok(Some(diff)) => diff,
+            Ok(None) => return Ok(Outcome::never(format!("the branch {} is gone", review.base))),
+            Err(error) => {
+                tracing::warn!(%error, review.id, "a review has no diff yet");
+                return Ok(Outcome::later("the diff could not be made"));
+            }
+        };
+        if !self.parts().queue.is_sure() {
+            return Err(stale());
+        }
+        let body = Bytes::from(asking::chat(review, &diff).to_string());
+        drop(diff);
+        let answer = tokio::select! {
+            () = self.is_given_up(&review.id) => return Ok(Outcome::GivenUp),
+            answer = self.answer(&seat, body) => answer,
+        };
+        Ok(match answer {
+            Ok(text) => match asking::read(&text) {
+                Ok(opinion) => Outcome::Judged { passed: opinion.verdict == Word::Pass, summary: opinion.summary },
+                Err(why) => Outcome::never(why),
+            },
+            // The inventory was wrong: another upstream has the model.
+            Err(error) if error.model_missing && self.parts().upstreams.has(&review.model) => {
+                Outcome::Again(Duration::ZERO)
+            }
+            Err(error) => Outcome::Failed {
+                retry: error.retry.map(|after| Retry { after, unit: rand::random() }),
+                message: error.message,
+            },
+        })
+    }
+
+    async fn diff(&self, review: &Review) -> Result<Option<Diff>> {
+        let forge = &self.parts().forge;
+        let (project, head) = (&review.project_id, &review.head_sha);
+        let Some(base) = forge.branch(project, &review.base).await.map_err(Error::internal)? else { return Ok(None) };
+        let (bytes, cut) = forge.diff(project, &base, head, DIFF_MAX).await.map_err(Error::internal)?;
+        Ok(Some(Diff::of(bytes, cut)))
+    }
+
+    async fn answer(&self, seat: &Seat, body: Bytes) -> Result<String, CallError> {
+        let mut stream = seat.chat(body, self.parts().timeout).await?;
+        loop {
+            match stream.next().await? {
+                Some(Step::Tokens(_)) => {}
+                Some(Step::Done(whole)) => {
+                    return Ok(whole["message"]["content"].as_str().unwrap_or_default().to_owned());
+                }
+                None => return Err(CallError::broken()),
+            }
+        }
+    }
+}
