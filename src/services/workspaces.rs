@@ -27,6 +27,19 @@ with_credential() {
         -c "credential.$base.helper=$(helper "$name")" "$@"
 }
 helper() { printf '!f() { test "$1" = get && printf "username=rdev\\npassword=%%s\\n" "$(cat "$HOME/.rdev/%s")"; }; f' "$1"; }
+# free_locks FILE...: a git that was killed leaves its locks, which would be in everybody's way for good; no
+# living one holds one of these for seconds.
+free_locks() {
+    for lock in "$@"; do
+        for _ in 1 2 3; do
+            test -e "$lock.lock" || break
+            mark=$(mktemp)
+            sleep 2
+            test ! "$lock.lock" -ot "$mark" || rm -f -- "$lock.lock" || true
+            rm -f -- "$mark"
+        done
+    done
+}
 "#;
 
 /// $1 URL, $2 branch, $3 workspace, $4 base of the URL; the token on standard input.
@@ -35,6 +48,7 @@ umask 077
 mkdir -p "$HOME/.rdev/sessions"
 cat > "$HOME/.rdev/workspace"
 umask 022
+free_locks "$HOME/.gitconfig"
 git config --global --get-all safe.directory >/dev/null 2>&1 || git config --global safe.directory '*'
 cd "$HOME"
 rm -rf -- "$3"
@@ -51,9 +65,11 @@ git config --add "credential.$4.helper" "$(helper workspace)"
 /// $1 URL, $2 workspace, $3 base before, $4 base now.
 const READDRESS: &str = r#"
 cd "$2"
+free_locks .git/config
 git remote set-url origin "$1"
 for file in .git/config .git/worktrees/*/config.worktree; do
     test -f "$file" || continue
+    free_locks "$file"
     name=workspace
     case "$file" in .git/worktrees/*) name=sessions/$(basename "$(dirname "$file")") ;; esac
     git config --file "$file" --remove-section "credential.$3" 2>/dev/null || true
@@ -70,6 +86,7 @@ mkdir -p "$HOME/.rdev/sessions"
 cat > "$HOME/.rdev/sessions/$4"
 umask 022
 cd "$1"
+free_locks .git/config .git/HEAD .git/packed-refs ".git/refs/heads/$3" ".git/refs/remotes/origin/$3"
 git worktree prune
 with_credential "$5" "sessions/$4" fetch --quiet --no-tags "$6" "+refs/heads/$3:refs/remotes/origin/$3"
 test "$(git symbolic-ref --quiet HEAD || true)" != "refs/heads/$3" || git checkout --quiet --detach
@@ -88,6 +105,7 @@ rm -rf -- "$2"
 cd "$1" || exit 0
 # One that was killed in the making is locked, and a prune would spare it.
 rm -rf -- ".git/worktrees/$4"
+free_locks .git/packed-refs ".git/refs/heads/$3"
 git worktree prune
 git update-ref -d "refs/heads/$3" || true
 "#;
@@ -98,6 +116,8 @@ git update-ref -d "refs/heads/$3" || true
 const RESCUE: &str = r#"
 cd "$1" 2>/dev/null || { echo gone; exit 0; }
 quiet="git -c core.hooksPath=/dev/null -c gc.auto=0"
+shared=$(git rev-parse --git-common-dir)
+free_locks "$shared/packed-refs" "$shared/refs/remotes/origin/$2" "$shared/refs/rdev-rescue/$5"
 with_credential "$6" "sessions/$5" fetch --quiet --no-tags "$7" "+refs/heads/$2:refs/remotes/origin/$2" || true
 head=$(git rev-parse --verify --quiet HEAD || true)
 index=$(mktemp)

@@ -1,6 +1,6 @@
 //! Sessions: opened whole or not at all, used, ended by whichever way.
 
-use std::path::Path;
+use std::{os::unix::fs::MetadataExt as _, path::Path};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
@@ -518,6 +518,33 @@ async fn a_creation_that_fails_leaves_nothing_but_its_record() {
     assert_eq!(branches["branches"].as_array().unwrap().len(), 1, "{branches}");
     assert_eq!(app.db().count("select count(*) from checkout where status in ('pending', 'active')").await, 0);
     app.session("p", "feature").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_git_left_locked_is_in_nobodys_way() {
+    let app = app_with_project().await;
+    let project = app.admin().get("/projects/p").await.data(200);
+    let git = Path::new(project["workspace"].as_str().unwrap()).join(".git");
+    let leave_locked = |names: &[&str]| {
+        for name in names {
+            let lock = git.join(format!("{name}.lock"));
+            let folder = lock.parent().unwrap();
+            if !folder.exists() {
+                std::fs::create_dir(folder).unwrap();
+                std::os::unix::fs::chown(folder, Some(git.metadata().unwrap().uid()), None).unwrap();
+            }
+            std::fs::write(lock, "").unwrap();
+        }
+    };
+    leave_locked(&["config", "refs/heads/feature", "refs/remotes/origin/feature"]);
+    let session = app.session("p", "feature").await;
+    let worktree = Path::new(session["workspace"].as_str().unwrap()).to_owned();
+    std::fs::write(worktree.join("new.txt"), "not pushed").unwrap();
+    let rescue = format!("refs/rdev-rescue/{}", session["id"].as_str().unwrap());
+    leave_locked(&["packed-refs", "refs/remotes/origin/feature", &rescue]);
+    let ended = app.admin().delete(&path(&session)).await.data(200);
+    let sha = ended["rescue"]["sha"].as_str().unwrap_or_else(|| panic!("{ended}")).to_owned();
+    assert_eq!(file_at(&app, &sha, "new.txt").await.as_deref(), Some("not pushed"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
