@@ -4,25 +4,25 @@
 use chrono::TimeDelta;
 use http::{HeaderMap, HeaderValue, header};
 
-/// The cookie that a link is exchanged for; over https browsers let nobody else set the latter.
+/// The cookie that a link is exchanged for; over https it is the latter, which browsers let nobody else set.
 const NAMES: [&str; 2] = ["rdev_preview", "__Host-rdev_preview"];
 
 /// The cookie that lets a browser in for as long as its link would.
 pub fn pass(token: &str, life: TimeDelta, is_https: bool) -> Option<HeaderValue> {
-    let (name, secure) = if is_https { (NAMES[1], "; Secure") } else { (NAMES[0], "") };
+    let (name, secure) = (NAMES[usize::from(is_https)], if is_https { "; Secure" } else { "" });
     // Rounded down: never beyond the link.
     let seconds = life.num_seconds().max(0);
     HeaderValue::from_str(&format!("{name}={token}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}")).ok()
 }
 
 /// What a client shows as rdev's cookie. Others may have put more of that name beside it.
-pub fn shown(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+pub fn shown(headers: &HeaderMap, is_https: bool) -> impl Iterator<Item = &str> {
     let all = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
     let ours = all.flat_map(|value| value.split(';')).filter_map(|pair| {
         let (name, value) = pair.split_once('=')?;
-        is_ours(name).then(|| value.trim())
+        (name.trim() == NAMES[usize::from(is_https)]).then(|| value.trim())
     });
-    ours.take(8)
+    ours.take(32)
 }
 
 /// Takes rdev's cookies away from what the program gets.
@@ -167,7 +167,8 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.append("cookie", "a=1; rdev_preview=one;b=2".parse().unwrap());
         headers.append("cookie", "__Host-rdev_preview=two; c=3".parse().unwrap());
-        assert_eq!(shown(&headers).collect::<Vec<_>>(), ["one", "two"]);
+        assert_eq!(shown(&headers, false).collect::<Vec<_>>(), ["one"]);
+        assert_eq!(shown(&headers, true).collect::<Vec<_>>(), ["two"]);
         hide(&mut headers);
         assert_eq!(headers["cookie"], "a=1; b=2; c=3");
         headers.insert("cookie", "rdev_preview=x".parse().unwrap());
@@ -183,7 +184,7 @@ mod tests {
             hide(&mut headers);
             let left = headers.get("cookie").map_or("", |value| value.to_str().unwrap()).to_owned();
             headers.insert("cookie", HeaderValue::from_str(&left).unwrap());
-            prop_assert_eq!(shown(&headers).count(), 0);
+            prop_assert_eq!(shown(&headers, false).count() + shown(&headers, true).count(), 0);
         }
     }
 }

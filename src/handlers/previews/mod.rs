@@ -134,7 +134,7 @@ impl Service {
         if asked.prefix.is_some() || self.is_from_another_preview(asked, headers) {
             return Err(refused);
         }
-        for link in cookies::shown(headers) {
+        for link in cookies::shown(headers, self.addresses.is_https()) {
             match self.previews.by_link(asked.session, link).await {
                 Ok((guest, _)) => return Ok(guest),
                 Err(error) if error.kind() == Kind::Unauthenticated => {}

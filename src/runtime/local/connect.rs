@@ -21,17 +21,23 @@ const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6A
 pub async fn to_port(port: u16) -> Result<Option<Box<dyn Wire>>> {
     for address in LOOPBACK {
         match tokio::time::timeout(PATIENCE, TcpStream::connect(SocketAddr::new(address, port))).await {
-            Ok(Ok(stream)) => {
+            Ok(Ok(stream)) if !is_own_end(&stream) => {
                 let _unsupported = stream.set_nodelay(true);
                 return Ok(Some(Box::new(stream)));
             }
             Ok(Err(error)) if is_out_of_means(&error) => {
                 return Err(Error::unavailable("the preview", error));
             }
-            Ok(Err(_)) | Err(_) => {}
+            Ok(_) | Err(_) => {}
         }
     }
     Ok(None)
+}
+
+/// Where nobody listens the kernel may join a connection with itself, when it happens to choose
+/// the very port that is asked for as the near one.
+fn is_own_end(stream: &TcpStream) -> bool {
+    matches!((stream.local_addr(), stream.peer_addr()), (Ok(near), Ok(far)) if near == far)
 }
 
 /// This process or the machine has nothing left to connect with: says nothing of the program.

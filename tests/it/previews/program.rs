@@ -15,6 +15,8 @@ pub struct Preview {
     pub session: Value,
     /// Host and port of its origin.
     pub host: String,
+    /// One client for all requests: making one costs more than a request does.
+    admin: Api,
 }
 
 impl Preview {
@@ -55,7 +57,8 @@ impl Preview {
     pub fn silent(app: TestApp, session: Value) -> Self {
         let port = app.url.rsplit_once(':').expect("a port").1;
         let host = format!("{}.localhost:{port}", session["id"].as_str().expect("an id"));
-        Self { app, session, host }
+        let admin = app.admin();
+        Self { app, session, host, admin }
     }
 
     pub fn session_path(&self) -> String {
@@ -72,7 +75,7 @@ impl Preview {
     }
 
     pub async fn send(&self, method: Method, path: &str, body: Option<&str>, headers: &[(&str, &str)]) -> Reply {
-        self.by(&self.app.admin(), method, path, body, headers).await
+        self.by(&self.admin, method, path, body, headers).await
     }
 
     /// By somebody.
