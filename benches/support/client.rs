@@ -94,7 +94,9 @@ fn status(head: &[u8]) -> u16 {
 }
 
 fn content_length(head: &[u8]) -> usize {
-    let at = memmem::find(head, b"content-length: ").expect("an answer of announced length") + 16;
+    // Lower case or not, as servers have it.
+    let found = memmem::find(head, b"ontent-length: ").or_else(|| memmem::find(head, b"ontent-Length: "));
+    let at = found.expect("an answer of announced length") + 15;
     let digits = head[at..].iter().take_while(|byte| byte.is_ascii_digit());
     digits.fold(0, |number, digit| number * 10 + usize::from(digit - b'0'))
 }

@@ -8,6 +8,7 @@
 
 pub mod client;
 pub mod feed;
+pub mod nginx;
 pub mod peer;
 pub mod postgres;
 pub mod report;

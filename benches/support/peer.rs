@@ -68,7 +68,8 @@ impl Peers {
     }
 }
 
-fn cache() -> PathBuf {
+/// Where what is fetched for benches is kept.
+pub fn cache() -> PathBuf {
     let named = |name| std::env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
     let home = || named("HOME").map(|home| home.join(".cache"));
     named("XDG_CACHE_HOME").or_else(home).unwrap_or_else(std::env::temp_dir)

@@ -10,6 +10,8 @@ pub enum Target {
     ShareOfFloor(f64),
     /// At most so many times the floor.
     TimesFloor(f64),
+    /// At least this share of a peer, which stands in the floor's place.
+    ShareOf(&'static str, f64),
     /// At most so much, whatever the floor.
     AtMost(f64),
     AtLeast(f64),
@@ -39,6 +41,10 @@ impl Row {
         self.rdev.push(rdev);
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.rdev.is_empty()
+    }
+
     pub fn floor(&self) -> f64 {
         median(&self.floor)
     }
@@ -52,6 +58,7 @@ impl Row {
         let (rdev, ratio) = (median(&self.rdev), self.ratio());
         let (target, met) = match target {
             Target::ShareOfFloor(share) => (format!(">= {:.0} % of the floor", share * 100.0), ratio >= share),
+            Target::ShareOf(peer, share) => (format!(">= {:.0} % of {peer}", share * 100.0), ratio >= share),
             Target::TimesFloor(times) => (format!("<= {times} x the floor"), ratio <= times),
             Target::AtMost(most) => (format!("<= {most:.4} {}", self.unit), rdev <= most),
             Target::AtLeast(least) => (format!(">= {least} {}", self.unit), rdev >= least),
@@ -74,7 +81,12 @@ impl Row {
 }
 
 pub fn head() {
-    println!("{:<58} {:>12} {:>12} {:<8} {:>6}  target", "", "floor", "rdev", "", "ratio");
+    head_beside("floor");
+}
+
+/// Where a peer stands in the floor's place.
+pub fn head_beside(peer: &str) {
+    println!("{:<58} {peer:>12} {:>12} {:<8} {:>6}  target", "", "rdev", "", "ratio");
 }
 
 fn number(value: f64) -> String {

@@ -127,14 +127,19 @@ impl Drop for Server {
 pub async fn serve_floor(router: axum::Router) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     println!("listening on http://{}", listener.local_addr().expect("an address"));
-    std::thread::spawn(|| {
-        let _end = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
-        std::process::exit(0);
-    });
+    until_orphaned();
     let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
         let _unsupported = stream.set_nodelay(true);
     });
     axum::serve(listener, router).await.expect("the floor serves");
+}
+
+/// Ends this process when whoever started it is gone.
+pub fn until_orphaned() {
+    std::thread::spawn(|| {
+        let _end = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        std::process::exit(0);
+    });
 }
 
 /// A named pipe that commands, which may run as another user, can read.

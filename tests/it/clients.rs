@@ -1,5 +1,6 @@
 //! Real clients: Ollama's own library for Python, and the Standard Webhooks libraries for
-//! Python and Node. `tests/clients/install.sh` fetches them; the scripts are beside it.
+//! Python and Node. `tests/clients/install.sh` fetches them, and what a browser is led by; the
+//! scripts are beside it.
 
 use std::{
     path::{Path, PathBuf},
@@ -18,12 +19,12 @@ use super::{
 };
 
 /// Where the clients were installed.
-fn folder() -> PathBuf {
+pub fn folder() -> PathBuf {
     std::env::var_os("RDEV_TEST_CLIENTS").map(PathBuf::from).expect("RDEV_TEST_CLIENTS is not set: run ./dev test")
 }
 
 /// Runs a script to its end. Answers whether it succeeded, and the one JSON value that it printed.
-async fn run(program: &Path, script: &str, args: &[&str], own: &[(&str, &str)], input: &str) -> (bool, Value) {
+pub async fn run(program: &Path, script: &str, args: &[&str], own: &[(&str, &str)], input: &str) -> (bool, Value) {
     let mut child = Command::new(program)
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(script))
         .args(args)

@@ -1,6 +1,7 @@
 //! Previews: what a program in a session is asked, and what of its answers comes back.
 
 mod attacks;
+mod browser;
 mod by_path;
 mod links;
 mod program;

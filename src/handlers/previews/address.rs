@@ -122,10 +122,9 @@ fn authorities<B>(request: &Request<B>) -> impl Iterator<Item = Authority> + '_ 
     request.uri().authority().cloned().into_iter().chain(said)
 }
 
-/// Without port and final dot.
+/// Without port and final dots.
 fn name(authority: &Authority) -> String {
-    let host = authority.host();
-    host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
+    authority.host().trim_end_matches('.').to_ascii_lowercase()
 }
 
 fn spoken<B>(request: &Request<B>) -> String {
@@ -175,7 +174,12 @@ mod tests {
 
     #[test]
     fn a_session_is_named_by_its_host() {
-        for host in [format!("{SID}.localhost:8080"), format!("{SID}.LOCALHOST"), format!("{SID}.localhost.:1")] {
+        for host in [
+            format!("{SID}.localhost:8080"),
+            format!("{SID}.LOCALHOST"),
+            format!("{SID}.localhost.:1"),
+            format!("{SID}.localhost.."),
+        ] {
             let asked = local(&host, "/a//b?c").unwrap().unwrap();
             assert_eq!((asked.session.to_string().as_str(), asked.target.as_str()), (SID, "/a//b?c"));
             assert_eq!((asked.host, asked.prefix), (host, None));
@@ -184,7 +188,8 @@ mod tests {
 
     #[test]
     fn a_host_under_the_domain_never_reaches_the_api() {
-        for host in ["x.localhost", "a.b.localhost:80", &format!("x.{SID}.localhost"), ".localhost"] {
+        for host in ["x.localhost", "a.b.localhost:80", &format!("x.{SID}.localhost"), ".localhost", "x.localhost..:1"]
+        {
             let refused = local(host, "/projects").map(|asked| asked.is_some());
             assert!(refused.is_err(), "{host}");
         }

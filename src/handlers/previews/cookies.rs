@@ -18,7 +18,7 @@ pub fn pass(token: &str, life: TimeDelta, is_https: bool) -> Option<HeaderValue>
 /// What a client shows as rdev's cookie. Others may have put more of that name beside it.
 pub fn shown(headers: &HeaderMap, is_https: bool) -> impl Iterator<Item = &str> {
     let all = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
-    let ours = all.flat_map(|value| value.split(';')).filter_map(|pair| {
+    let ours = all.flat_map(|value| value.split(';')).filter_map(move |pair| {
         let (name, value) = pair.split_once('=')?;
         (name.trim() == NAMES[usize::from(is_https)]).then(|| value.trim())
     });

@@ -1,12 +1,21 @@
 //! One request and the head of its answer. A connection that was kept and is found closed is
 //! replaced once. How long an answer may take counts from when the last of the request went on.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::body::Body;
 use http::{Method, Request, Response, request::Parts};
 use hyper::body::Incoming;
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
 
 use super::{
     body::{Progress, Upload},
@@ -19,6 +28,8 @@ use crate::{
 
 /// For the head of an answer.
 pub const PATIENCE: Duration = Duration::from_mins(2);
+/// Informational answers before the one that counts. They are passed over.
+const HINTS_MAX: usize = 64;
 
 /// # Errors
 /// `PREVIEW_NOT_READY`, `PREVIEW_BAD_ANSWER`, timeout; unauthenticated when the right to ask is gone.
@@ -33,10 +44,11 @@ pub async fn ask(
     let (upload, progress) = Upload::new(body);
     let again = if lent.was_idle && is_repeatable(&parts, &progress) { Some(parts.clone()) } else { None };
     let mut request = Request::from_parts(parts, upload);
+    let flood = hints_of(&mut request);
     loop {
         lent.carries(progress.clone());
         let sent = lent.sender.try_send_request(request);
-        let mut failed = match within(guest, &progress, PATIENCE, sent).await? {
+        let mut failed = match within(guest, &progress, &flood, sent).await? {
             Ok(response) => return Ok((response, lent)),
             Err(failed) => failed,
         };
@@ -55,12 +67,25 @@ fn is_repeatable(parts: &Parts, progress: &Progress) -> bool {
     matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS) && progress.is_done()
 }
 
-async fn within<T>(guest: &Guest, progress: &Progress, patience: Duration, work: impl Future<Output = T>) -> Result<T> {
+/// Told when there were more informational answers than there may be.
+fn hints_of<B>(request: &mut Request<B>) -> Arc<Notify> {
+    let (seen, flood) = (AtomicUsize::new(0), Arc::new(Notify::new()));
+    let told = flood.clone();
+    hyper::ext::on_informational(request, move |_| {
+        if seen.fetch_add(1, Ordering::Relaxed) == HINTS_MAX {
+            told.notify_one();
+        }
+    });
+    flood
+}
+
+async fn within<T>(guest: &Guest, progress: &Progress, flood: &Notify, work: impl Future<Output = T>) -> Result<T> {
     tokio::select! {
         biased;
         done = work => Ok(done),
         () = guest.over().cancelled() => Err(Error::unauthenticated()),
-        () = stands_still(progress, patience) => {
+        () = flood.notified() => Err(bad_answer(&"it does not end with informational answers")),
+        () = stands_still(progress, PATIENCE) => {
             Err(Error::timeout().cause("the program behind a preview has not answered"))
         }
     }

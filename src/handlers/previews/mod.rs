@@ -9,6 +9,7 @@ mod exchange;
 mod inward;
 mod links;
 mod onward;
+mod origin;
 mod page;
 mod pool;
 mod tunnel;
@@ -94,7 +95,7 @@ impl Service {
         if let Some(link) = link.filter(|_| is_visit && asked.prefix.is_none()) {
             return self.exchange_link(asked, &parts.headers, &link, &target).await;
         }
-        let guest = self.admit(asked, &parts.headers).await?;
+        let guest = self.admit(asked, &parts.method, &parts.headers).await?;
         if let Some(prefix) = asked.prefix.as_deref().filter(|_| asked.lacks_slash) {
             return Ok(redirect(StatusCode::PERMANENT_REDIRECT, &format!("{prefix}{target}")));
         }
@@ -113,25 +114,25 @@ impl Service {
             }
             // An old link, where the browser has been let in by another.
             Err(error) if error.kind() == Kind::Unauthenticated => {
-                self.enter(asked, headers).await.map_err(|error| self.failed(error, true))?;
+                self.enter(asked, &Method::GET, headers).await.map_err(|error| self.failed(error, true))?;
             }
             Err(error) => return Err(error),
         }
         Ok(response)
     }
 
-    async fn admit(&self, asked: &Asked, headers: &HeaderMap) -> Result<Guest> {
+    async fn admit(&self, asked: &Asked, method: &Method, headers: &HeaderMap) -> Result<Guest> {
         let tried = onward::key(headers).is_some();
-        self.enter(asked, headers).await.map_err(|error| self.failed(error, tried))
+        self.enter(asked, method, headers).await.map_err(|error| self.failed(error, tried))
     }
 
     /// By a key, else by the cookie of a link.
-    async fn enter(&self, asked: &Asked, headers: &HeaderMap) -> Result<Guest> {
+    async fn enter(&self, asked: &Asked, method: &Method, headers: &HeaderMap) -> Result<Guest> {
         if let Some(key) = onward::key(headers) {
             return self.previews.by_key(asked.session, &key, context::current().client).await;
         }
         let mut refused = Error::unauthenticated();
-        if asked.prefix.is_some() || self.is_from_another_preview(asked, headers) {
+        if asked.prefix.is_some() || origin::is_foreign(&self.addresses, asked, method, headers) {
             return Err(refused);
         }
         for link in cookies::shown(headers, self.addresses.is_https()) {
@@ -142,14 +143,6 @@ impl Service {
             }
         }
         Err(refused)
-    }
-
-    /// Previews may share a site, and browsers bring cookies along within one: a page of one
-    /// preview does not act in another.
-    fn is_from_another_preview(&self, asked: &Asked, headers: &HeaderMap) -> bool {
-        let origin = headers.get(header::ORIGIN).and_then(|value| address::origin_host(value.to_str().ok()?));
-        let own = address::origin_host(&format!("http://{}", asked.host));
-        origin.is_some_and(|origin| self.addresses.is_preview_host(&origin) && Some(origin) != own)
     }
 
     /// Without a credential, or with a cookie that has ended, nobody has tried anything.

@@ -9,7 +9,8 @@ use http::{HeaderMap, HeaderValue, header};
 use crate::error::{Error, Kind};
 
 /// No sandbox: a page that looks again by itself could not.
-const CSP: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+const CSP: &str =
+    "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// The refusal, as a page where the client asks for one.
 pub fn refusal(error: Error, as_page: bool) -> Response {

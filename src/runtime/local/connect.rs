@@ -21,14 +21,18 @@ const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6A
 pub async fn to_port(port: u16) -> Result<Option<Box<dyn Wire>>> {
     for address in LOOPBACK {
         match tokio::time::timeout(PATIENCE, TcpStream::connect(SocketAddr::new(address, port))).await {
-            Ok(Ok(stream)) if !is_own_end(&stream) => {
+            Ok(Ok(stream)) if is_own_end(&stream) => {
+                // Gone at once: the port is the program's, which may be about to take it.
+                let _unsupported = stream.set_zero_linger();
+            }
+            Ok(Ok(stream)) => {
                 let _unsupported = stream.set_nodelay(true);
                 return Ok(Some(Box::new(stream)));
             }
             Ok(Err(error)) if is_out_of_means(&error) => {
                 return Err(Error::unavailable("the preview", error));
             }
-            Ok(_) | Err(_) => {}
+            Ok(Err(_)) | Err(_) => {}
         }
     }
     Ok(None)

@@ -9,7 +9,7 @@ net.createServer((socket) => {
     if (!seen.includes('\r\n\r\n')) return;
     const path = seen.split(' ')[1].slice(1);
     seen = '';
-    if (path === 'ready') return socket.end('HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok');
+    if (path === 'ready') return socket.write('HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok');
     if (path === 'hangup') return socket.destroy();
     if (path === 'headers' || path === 'line' || path === 'hints') {
       socket.write(path === 'hints' ? '' : 'HTTP/1.1 200 OK\r\nX: ');
@@ -21,6 +21,8 @@ net.createServer((socket) => {
       };
       return more();
     }
+    // And goes on as if nothing was.
+    if (path.startsWith('kept.')) return socket.write(Buffer.from(path.slice(5), 'base64url'));
     socket.end(Buffer.from(path, 'base64url'));
   });
 }).listen(process.env.PORT, '127.0.0.1');

@@ -35,9 +35,9 @@ async fn an_answer_that_is_none_is_a_bad_gateway() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn headers_without_an_end_are_a_bad_gateway() {
+async fn what_comes_before_a_body_without_an_end_is_a_bad_gateway() {
     let preview = Preview::attacks().await;
-    for endless in ["/headers", "/line"] {
+    for endless in ["/headers", "/line", "/hints"] {
         preview.get(endless).await.refusal(502, "PREVIEW_BAD_ANSWER");
     }
     assert_eq!(preview.get("/ready").await.text, "ok");
@@ -59,6 +59,79 @@ async fn of_two_lengths_the_chunks_count() {
         let reply = answered(&preview, bytes).await;
         assert_eq!((reply.status, reply.text.as_str(), reply.header("content-length")), (200, "ok", ""));
         assert_eq!(preview.get("/ready").await.text, "ok", "what was left over answers nobody");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_program_says_beyond_its_answer_answers_nobody() {
+    let preview = Preview::attacks().await;
+    let more = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecond";
+    for (method, first, text) in [
+        (Method::GET, "200 OK\r\nContent-Length: 2\r\n\r\nok", "ok"),
+        (Method::GET, "200 OK\r\nContent-Length: 2\r\n\r\nok\r\n", "ok"),
+        (Method::GET, "204 No Content\r\nContent-Length: 4\r\n\r\nmore", ""),
+        (Method::GET, "304 Not Modified\r\n\r\n", ""),
+        (Method::HEAD, "200 OK\r\nContent-Length: 4\r\n\r\nmore", ""),
+    ] {
+        let path = format!("/kept.{}", URL_SAFE_NO_PAD.encode(format!("HTTP/1.1 {first}{more}")));
+        let reply = preview.send(method.clone(), &path, None, &[]).await;
+        assert_eq!(reply.text, text, "{method} {first}");
+        for _ in 0..3 {
+            assert_eq!(preview.get("/ready").await.text, "ok", "{method} {first}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_is_shorter_than_announced_is_not_whole() {
+    let preview = Preview::attacks().await;
+    for body in ["Content-Length: 50\r\n\r\nshort", "Transfer-Encoding: chunked\r\n\r\n5\r\nshort\r\n"] {
+        let path = format!("/{}", URL_SAFE_NO_PAD.encode(format!("HTTP/1.1 200 OK\r\n{body}")));
+        let asked = preview.app.admin().request(Method::GET, &path, None, &[("host", &preview.host)]);
+        let reply = asked.send().await.expect("a head");
+        assert_eq!(reply.status(), 200);
+        assert!(reply.text().await.is_err(), "it is cut, not ended");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_spelling_of_a_previews_host_reaches_the_api() {
+    let preview = Preview::shows().await;
+    let (key, id) = (&preview.app.admin_key, preview.id());
+    let port = preview.app.url.rsplit_once(':').expect("a port").1;
+    let asked = async |host: &str| {
+        let text =
+            format!("GET /whoami HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {key}\r\nConnection: close\r\n\r\n");
+        raw::raw_request(&preview.app.url, text.as_bytes()).await
+    };
+    for host in [
+        format!("{id}.localhost"),
+        format!("{id}.localhost:1"),
+        format!("{id}.LocalHost.:{port}"),
+        format!("{}.localhost..", id.to_uppercase()),
+        format!("127.0.0.1@{id}.localhost"),
+        format!("{id}.localhost:"),
+        format!("{id}.localhost:port"),
+    ] {
+        let answer = asked(&host).await;
+        assert!(answer.text.contains(r#""url":"/whoami""#), "{host}: {}", answer.text);
+    }
+    for host in [
+        format!("127.0.0.1.{id}.localhost"),
+        format!("{id}.localhost@x.localhost"),
+        format!("{id}%2elocalhost"),
+        format!("{id}.localhost, 127.0.0.1"),
+        format!("{id}.localhost/"),
+        format!("{id}.localhost#"),
+        format!("[{id}.localhost]"),
+        format!(".localhost:{port}"),
+    ] {
+        let answer = asked(&host).await;
+        assert!([400, 404].contains(&answer.status), "{host}: {}", answer.text);
+    }
+    for host in [format!("127.0.0.1:{port}"), format!("[::1]:{port}"), format!("{id}.localhost@127.0.0.1")] {
+        let answer = asked(&host).await;
+        assert!(answer.text.contains("\"data\""), "{host} is the API's: {}", answer.text);
     }
 }
 

@@ -158,6 +158,25 @@ async fn a_page_of_another_preview_does_not_act_here() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_page_elsewhere_gets_no_part_of_a_preview_by_its_cookie() {
+    let preview = Preview::shows().await;
+    let cookie = preview.cookie(&preview.link(&preview.app.admin(), json!({})).await).await;
+    let nobody = preview.app.nobody();
+    for (site, mode, status) in [
+        ("same-origin", "no-cors", 200),
+        ("none", "navigate", 200),
+        ("same-site", "navigate", 200),
+        ("same-site", "no-cors", 401),
+        ("cross-site", "no-cors", 401),
+    ] {
+        let headers = [("cookie", cookie.as_str()), ("sec-fetch-site", site), ("sec-fetch-mode", mode)];
+        assert_eq!(preview.asked(&nobody, "/data.js", &headers).await.status, status, "{site} {mode}");
+    }
+    let by_key = [("sec-fetch-site", "same-site"), ("sec-fetch-mode", "cors")];
+    assert_eq!(preview.send(Method::GET, "/", None, &by_key).await.status, 200, "a key is no cookie");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_link_of_too_long_a_life_is_refused() {
     let app = TestApp::start().await;
     app.project("p").await;

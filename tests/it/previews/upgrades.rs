@@ -1,6 +1,9 @@
 //! Connections that leave HTTP.
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -9,15 +12,19 @@ use tokio::{
 
 use super::{
     super::support::{raw, soon},
-    program::{Preview, SHOWS},
+    program::{ATTACKS, Preview, SHOWS},
 };
 
 /// Asks for a change of protocol, and reads the head of the answer.
 async fn upgrade(preview: &Preview, protocol: &str, headers: &str) -> (TcpStream, String) {
+    upgrade_at(preview, "/x", protocol, headers).await
+}
+
+async fn upgrade_at(preview: &Preview, path: &str, protocol: &str, headers: &str) -> (TcpStream, String) {
     let mut stream = raw::connect(&preview.app.url).await;
     let host = &preview.host;
     let head =
-        format!("GET /x HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n{headers}\r\n");
+        format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n{headers}\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     while !answer.ends_with(b"\r\n\r\n") {
@@ -77,6 +84,27 @@ async fn any_protocol_can_be_changed_to() {
     sent.unwrap();
     got.unwrap();
     assert_eq!(back, large);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_that_the_program_refuses_is_an_answer_like_others() {
+    let preview = Preview::with(&[("RDEV_STREAMS_PER_KEY", "1")], ATTACKS).await;
+    let refusal = URL_SAFE_NO_PAD.encode("HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno");
+    for _ in 0..3 {
+        let path = format!("/kept.{refusal}");
+        let (mut stream, head) = upgrade_at(&preview, &path, "websocket", &by_admin(&preview)).await;
+        assert!(head.starts_with("HTTP/1.1 403 "), "{head}");
+        assert!(!head.to_ascii_lowercase().contains("upgrade"), "{head}");
+        let mut body = [0; 2];
+        soon("the body", stream.read_exact(&mut body)).await.unwrap();
+        assert_eq!(&body, b"no");
+        // The connection is HTTP's still.
+        let again = format!("GET /ready HTTP/1.1\r\nHost: {}\r\n{}\r\n", preview.host, by_admin(&preview));
+        stream.write_all(again.as_bytes()).await.unwrap();
+        let mut line = [0; 15];
+        soon("the next answer", stream.read_exact(&mut line)).await.unwrap();
+        assert_eq!(&line, b"HTTP/1.1 200 OK");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
