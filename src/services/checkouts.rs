@@ -141,7 +141,7 @@ impl Checkouts {
         self.insert(&mut tx, &opened).await?;
         let task = self.inner.queue.insert_owned(&mut tx, CREATE_TASK, &opened.checkout.id.to_string()).await?;
         tx.commit().await?;
-        let made = match self.make_branch(project, &prepared).await {
+        let made = match self.make_branch(project, &prepared, opened.checkout.id).await {
             Ok(()) => self.activate(caller, opened, &task, &answer).await,
             Err(error) => Err(error),
         };
@@ -227,16 +227,19 @@ impl Checkouts {
     }
 
     /// # Errors
-    /// `BRANCH_EXISTS`, also when it appeared only just now.
-    pub async fn make_branch(&self, project: &Project, prepared: &Prepared) -> Result<()> {
+    /// `BRANCH_EXISTS`, also when it appeared only just now: then it is somebody else's, and an undo spares it.
+    pub async fn make_branch(&self, project: &Project, prepared: &Prepared, checkout: Uuid) -> Result<()> {
         if !prepared.makes_branch {
             return Ok(());
         }
-        let made = self.inner.forge.create_branch(&project.id, &prepared.branch, &prepared.start_sha).await;
-        made.map_err(|error| match error {
-            BranchError::Exists(name) => branch_exists(&name),
-            BranchError::Git(error) => Error::internal(error),
-        })
+        match self.inner.forge.create_branch(&project.id, &prepared.branch, &prepared.start_sha).await {
+            Ok(()) => Ok(()),
+            Err(BranchError::Exists(name)) => {
+                store::checkouts::disown_branch(&mut self.inner.db.conn().await?, checkout).await?;
+                Err(branch_exists(&name))
+            }
+            Err(BranchError::Git(error)) => Err(Error::internal(error)),
+        }
     }
 
     async fn activate(&self, caller: &Key, opened: Opened, task: &Claimed, answer: &Answer<Opened>) -> Result<Opened> {
@@ -323,7 +326,7 @@ impl Checkouts {
     pub async fn revoke(&self, caller: Option<&Key>, project: &str, id: Uuid) -> Result<()> {
         let mut tx = self.inner.db.begin().await?;
         let checkout = store::checkouts::lock(&mut tx, project, id).await?.ok_or_else(not_found)?;
-        let checkout = self.end_in(&mut tx, active(checkout)?, CheckoutStatus::Revoked, None).await?;
+        let checkout = self.end_in(&mut tx, self.active(checkout)?, CheckoutStatus::Revoked, None).await?;
         let unshown = self.activity(&mut tx, &checkout, "checkout.revoked", caller.map(|key| key.id)).await?;
         tx.commit().await?;
         self.after_end(id, unshown).await;
@@ -420,7 +423,7 @@ impl Checkouts {
     /// The checkout, active and nobody's session's, locked.
     async fn active_alone(&self, tx: &mut Conn, project: &Project, id: Uuid) -> Result<Checkout> {
         let checkout = store::checkouts::lock(tx, &project.id, id).await?.ok_or_else(not_found)?;
-        let checkout = active(checkout)?;
+        let checkout = self.active(checkout)?;
         match checkout.session_id {
             None => Ok(checkout),
             Some(session) => Err(Error::conflict(
@@ -429,6 +432,12 @@ impl Checkouts {
             )
             .detail("session_id", session.to_string())),
         }
+    }
+
+    /// One whose time is up has ended, whether that is written down yet or not: its token is dead.
+    fn active(&self, checkout: Checkout) -> Result<Checkout> {
+        let is_active = checkout.status == CheckoutStatus::Active && checkout.expires_at > self.inner.clock.now();
+        if is_active { Ok(checkout) } else { Err(not_active()) }
     }
 
     /// Appends to the project's activity.
@@ -466,10 +475,6 @@ impl Checkouts {
 /// A pattern in the database that cannot be used.
 fn protection(project: &Project) -> Result<Protected> {
     Protected::new(&project.default_branch, &project.protected_branches).map_err(Error::internal)
-}
-
-fn active(checkout: Checkout) -> Result<Checkout> {
-    if checkout.status == CheckoutStatus::Active { Ok(checkout) } else { Err(not_active()) }
 }
 
 fn not_active() -> Error {

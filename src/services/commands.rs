@@ -245,7 +245,8 @@ impl Commands {
         let mut parent = None;
         if let Some(session) = session {
             let held = store::sessions::hold(tx, &project.id, session.id).await?;
-            if held.is_none_or(|session| session.status != SessionStatus::Active) {
+            let now = self.inner.clock.now();
+            if held.is_none_or(|session| session.status != SessionStatus::Active || session.expires_at <= now) {
                 return Err(Error::invalid("session is not active").reason("SESSION_NOT_ACTIVE"));
             }
             let log = store::streams::find(tx, &project.id, Log::Session, &session.id.to_string()).await?;

@@ -35,6 +35,9 @@ use crate::{
 };
 
 const DELETE_TASK: &str = "project.delete";
+/// Sessions that somebody else is at are waited for so long.
+const SETTLING: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(50);
 /// Chunks removed by one statement.
 const CHUNKS_AT_ONCE: i64 = 500;
 
@@ -119,15 +122,21 @@ impl Deletion {
         self.drop_rows(id, caller, task).await
     }
 
-    /// Work is not rescued: the repository that it would go to goes as well.
+    /// Also those that are being made or ended just now. Work is rescued: should the repository stay, it has it.
     async fn end_sessions(&self, id: &str) -> Result<()> {
-        let alive = store::sessions::alive(&mut self.inner.db.conn().await?, Some(id)).await?;
-        for session in alive.iter().filter(|session| session.status == SessionStatus::Active) {
-            let ended =
-                self.inner.sessions.end(None, id, session.id, EndReason::Terminated, OnDirty::Discard, Answer::none());
-            ended.await.map(drop).or_else(already_over)?;
+        let until = tokio::time::Instant::now() + SETTLING;
+        loop {
+            let alive = store::sessions::alive(&mut self.inner.db.conn().await?, Some(id)).await?;
+            if alive.is_empty() || tokio::time::Instant::now() >= until {
+                return Ok(());
+            }
+            for session in alive.iter().filter(|session| session.status == SessionStatus::Active) {
+                let sessions = &self.inner.sessions;
+                let ended = sessions.end(None, id, session.id, EndReason::Terminated, OnDirty::Rescue, Answer::none());
+                ended.await.map(drop).or_else(already_over)?;
+            }
+            tokio::time::sleep(LOOK).await;
         }
-        Ok(())
     }
 
     async fn revoke_checkouts(&self, caller: Option<&Key>, id: &str) -> Result<()> {

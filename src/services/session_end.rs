@@ -23,7 +23,7 @@ use crate::{
         session::{EndPlan, EndReason, OnDirty, Session, SessionStatus},
     },
     error::{Error, Kind, Result},
-    queue::{Claimed, Perform},
+    queue::{Claimed, NewTask, Perform},
     store,
 };
 
@@ -123,7 +123,7 @@ impl Sessions {
         let id = session.id.to_string();
         let worktree =
             Worktree { project: &session.project_id, path: &session.workspace, branch: &session.branch, session: &id };
-        if plan.on_dirty == OnDirty::Fail {
+        if plan.on_dirty == OnDirty::Fail && session.rescue.is_none() {
             self.refuse_dirty(session, &worktree, task).await?;
         }
         inner.commands.end_all(&session.project_id, Some(session.id), EndAsked::SessionEnded).await?;
@@ -206,26 +206,32 @@ impl Sessions {
         Ok(ended)
     }
 
-    /// Begins the end of those whose time is up. Answers how many.
+    /// Begins the end of those whose time is up; who carries it through does not hold up the others.
     ///
     /// # Errors
     /// Those of the database.
-    pub async fn expire(&self, limit: i64) -> Result<usize> {
-        let now = self.inner.clock.now();
-        let due = store::sessions::due(&mut self.inner.db.conn().await?, now, limit).await?;
+    pub async fn expire(&self, limit: i64) -> Result<()> {
+        let inner = &self.inner;
+        let now = inner.clock.now();
+        let due = store::sessions::due(&mut inner.db.conn().await?, now, limit).await?;
         for session in &due {
-            let reason = if session.expires_at <= now { EndReason::Expired } else { EndReason::Idle };
-            let ended = self.end(None, &session.project_id, session.id, reason, OnDirty::Rescue, Answer::none()).await;
-            match ended {
-                // Somebody else was quicker.
-                Err(error) if error.kind() == Kind::Invalid => {}
-                Err(error) => {
-                    tracing::warn!(%error, session.id = %session.id, "a session that expired has not ended yet");
-                }
-                Ok(_) => {}
+            let mut tx = inner.db.begin().await?;
+            let Some(session) = store::sessions::lock(&mut tx, &session.project_id, session.id).await? else {
+                continue;
+            };
+            // Extended, used or ended meanwhile.
+            if !store::sessions::is_due(&mut tx, session.id, now).await? {
+                continue;
             }
+            let reason = if session.expires_at <= now { EndReason::Expired } else { EndReason::Idle };
+            let plan = EndPlan { reason, on_dirty: OnDirty::Rescue, by: None, review: Wish::default() };
+            store::sessions::begin_end(&mut tx, session.id, &plan).await?;
+            let task = NewTask::work(END_TASK, &session.id.to_string());
+            inner.queue.insert(&mut tx, &task).await?;
+            tx.commit().await?;
+            inner.queue.wake(task.lane, &task.queue);
         }
-        Ok(due.len())
+        Ok(())
     }
 
     async fn resume_end(&self, task: &Claimed) -> Result<()> {

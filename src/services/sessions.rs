@@ -10,7 +10,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{
-    checkouts::{Checkouts, NewCheckout, Opened},
+    checkouts::{Checkouts, NewCheckout, Opened, Prepared},
     commands::Commands,
     previews::Previews,
     projects::{Site, record_activity, stamp},
@@ -35,6 +35,10 @@ pub use self::asked::{Asked, port};
 
 /// Pause before an undo that failed is tried again.
 const UNDO_AGAIN: Duration = Duration::from_secs(2);
+
+/// Ports that are tried where any will do.
+const PORT_TRIES: u32 = 10;
+const PORT_IN_USE: &str = "PORT_IN_USE";
 
 pub const CREATE_TASK: &str = "session.create";
 pub const END_TASK: &str = "session.end";
@@ -114,7 +118,7 @@ impl Sessions {
         answer: Answer<OpenedSession>,
     ) -> Result<OpenedSession> {
         if project.status != ProjectStatus::Running {
-            return Err(Error::invalid("project pod is not running").reason("PROJECT_NOT_RUNNING"));
+            return Err(not_running());
         }
         if new.preview_port.is_some_and(|port| self.inner.own_ports.contains(&port)) {
             return Err(Error::invalid("preview_port is one of rdev's own ports"));
@@ -123,7 +127,7 @@ impl Sessions {
             return Err(session_exists());
         }
         let prepared = self.inner.checkouts.prepare(project, &new.checkout.wanted).await?;
-        let (session, opened, task) = self.insert(caller, project, &prepared, &new).await?;
+        let (session, opened, task) = self.insert_somehow(caller, project, &prepared, &new).await?;
         let made = self.provision(caller, project, &prepared, session, opened, &task, &answer).await;
         if made.is_err() {
             self.undo(&task).await;
@@ -131,17 +135,42 @@ impl Sessions {
         made
     }
 
+    /// On another port where somebody has just taken one that nobody asked for.
+    async fn insert_somehow(
+        &self,
+        caller: &Key,
+        project: &Project,
+        prepared: &Prepared,
+        new: &NewSession,
+    ) -> Result<(Session, Opened, Claimed)> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.insert(caller, project, prepared, new).await {
+                Err(error)
+                    if error.stable_code() == PORT_IN_USE && new.preview_port.is_none() && tries < PORT_TRIES => {}
+                inserted => return inserted,
+            }
+        }
+    }
+
     async fn insert(
         &self,
         caller: &Key,
         project: &Project,
-        prepared: &super::checkouts::Prepared,
+        prepared: &Prepared,
         new: &NewSession,
     ) -> Result<(Session, Opened, Claimed)> {
         let inner = &self.inner;
         let id = Uuid::now_v7();
         let port = self.port(project, new.preview_port).await?;
         let mut tx = inner.db.begin().await?;
+        // One that is being deleted gets nothing new.
+        let locked = store::projects::lock(&mut tx, &project.id).await?;
+        match locked.ok_or_else(|| Error::not_found("project not found"))?.status {
+            ProjectStatus::Running => {}
+            _ => return Err(not_running()),
+        }
         let opened = inner.checkouts.fresh(caller, project, prepared, &new.checkout, Some(id));
         let paths = inner.workspaces.runtime().paths(&project.id);
         let session = Session {
@@ -181,18 +210,19 @@ impl Sessions {
         &self,
         caller: &Key,
         project: &Project,
-        prepared: &super::checkouts::Prepared,
+        prepared: &Prepared,
         session: Session,
         opened: Opened,
         task: &Claimed,
         answer: &Answer<OpenedSession>,
     ) -> Result<OpenedSession> {
         let inner = &self.inner;
-        inner.checkouts.make_branch(project, prepared).await?;
+        inner.checkouts.make_branch(project, prepared, session.checkout_id).await?;
         let id = session.id.to_string();
         let worktree =
             Worktree { project: &project.id, path: &session.workspace, branch: &session.branch, session: &id };
-        inner.workspaces.add_worktree(&worktree, &inner.site.local, opened.token.expose()).await?;
+        let (sha, token) = (&prepared.start_sha, opened.token.expose());
+        inner.workspaces.add_worktree(&worktree, sha, &inner.site.local, token).await?;
         let mut tx = inner.db.begin().await?;
         inner.queue.finish(&mut tx, task).await?;
         if !store::checkouts::activate(&mut tx, session.checkout_id).await? {
@@ -295,6 +325,10 @@ impl Sessions {
         let until = later(inner.clock.now(), expires_in);
         let mut tx = inner.db.begin().await?;
         let session = store::sessions::lock(&mut tx, project, id).await?.ok_or_else(not_found)?;
+        // Its token is dead already, and stays so.
+        if session.expires_at <= inner.clock.now() {
+            return Err(not_active());
+        }
         let extended = store::sessions::extend(&mut tx, id, until).await?.ok_or_else(not_active)?;
         store::checkouts::extend(&mut tx, session.checkout_id, until).await?;
         answer.keep(&mut tx, &extended).await?;
@@ -347,12 +381,16 @@ pub(super) fn not_active() -> Error {
     Error::invalid("session is not active").reason("SESSION_NOT_ACTIVE")
 }
 
+fn not_running() -> Error {
+    Error::invalid("project pod is not running").reason("PROJECT_NOT_RUNNING")
+}
+
 fn session_exists() -> Error {
     Error::conflict("SESSION_EXISTS", "active session already exists for this project")
 }
 
 fn port_in_use() -> Error {
-    Error::conflict("PORT_IN_USE", "another session has this preview_port; choose another one or leave it out")
+    Error::conflict(PORT_IN_USE, "another session has this preview_port; choose another one or leave it out")
 }
 
 fn collision(error: DbError) -> Error {

@@ -3,12 +3,14 @@
 //! runs inside the place, confined as its commands are; scripts get their words as
 //! arguments, never pasted in, and secrets by standard input.
 
+mod rescue;
 mod under_review;
+mod worktree;
 
 use std::time::Duration;
 
+pub use self::{rescue::rescue_branch, worktree::Worktree};
 use crate::{
-    domain::session::Rescue,
     error::{Error, Result},
     runtime::{Place, Run, RunOutput},
 };
@@ -79,89 +81,10 @@ for file in .git/config .git/worktrees/*/config.worktree; do
 done
 "#;
 
-/// $1 workspace, $2 worktree, $3 branch, $4 session, $5 base, $6 URL; the token on standard input.
-const ADD_WORKTREE: &str = r#"
-umask 077
-mkdir -p "$HOME/.rdev/sessions"
-cat > "$HOME/.rdev/sessions/$4"
-umask 022
-cd "$1"
-free_locks .git/config .git/HEAD .git/packed-refs ".git/refs/heads/$3" ".git/refs/remotes/origin/$3"
-git worktree prune
-with_credential "$5" "sessions/$4" fetch --quiet --no-tags "$6" "+refs/heads/$3:refs/remotes/origin/$3"
-test "$(git symbolic-ref --quiet HEAD || true)" != "refs/heads/$3" || git checkout --quiet --detach
-git -c core.hooksPath=/dev/null worktree add --quiet --force -B "$3" "$2" "refs/remotes/origin/$3"
-cd "$2"
-git config --worktree "credential.$5.helper" ""
-git config --worktree --add "credential.$5.helper" "$(helper "sessions/$4")"
-git config --worktree push.default current
-git branch --quiet --set-upstream-to="origin/$3" "$3"
-"#;
-
-/// $1 workspace, $2 worktree, $3 branch, $4 session. Whatever is left is removed.
-const REMOVE_WORKTREE: &str = r#"
-rm -f "$HOME/.rdev/sessions/$4"
-rm -rf -- "$2"
-cd "$1" || exit 0
-# One that was killed in the making is locked, and a prune would spare it.
-rm -rf -- ".git/worktrees/$4"
-free_locks .git/packed-refs ".git/refs/heads/$3"
-git worktree prune
-git update-ref -d "refs/heads/$3" || true
-"#;
-
-/// $1 worktree, $2 branch, $3 rescue branch, $4 `look` or `push`, $5 session, $6 base, $7 URL. Says `gone`, `clean`, `dirty`
-/// or the commit that was pushed. The index of the user is left alone, no hook runs, and the worktree's own
-/// idea of its origin does not matter.
-const RESCUE: &str = r#"
-cd "$1" 2>/dev/null || { echo gone; exit 0; }
-quiet="git -c core.hooksPath=/dev/null -c gc.auto=0"
-shared=$(git rev-parse --git-common-dir)
-free_locks "$shared/packed-refs" "$shared/refs/remotes/origin/$2" "$shared/refs/rdev-rescue/$5"
-with_credential "$6" "sessions/$5" fetch --quiet --no-tags "$7" "+refs/heads/$2:refs/remotes/origin/$2" || true
-head=$(git rev-parse --verify --quiet HEAD || true)
-index=$(mktemp)
-trap 'rm -f "$index"' EXIT
-cp "$(git rev-parse --git-path index)" "$index" 2>/dev/null || rm -f "$index"
-GIT_INDEX_FILE="$index" $quiet add --all --ignore-errors . 2>/dev/null || true
-tree=$(GIT_INDEX_FILE="$index" git write-tree)
-parents=""
-dirty=no
-test -n "$head" && parents="-p $head"
-test -n "$head" && test "$tree" = "$(git rev-parse "$head^{tree}")" || dirty=yes
-published() { test -z "$(git rev-list --max-count=1 "$1" --not --remotes=origin)"; }
-ahead=no
-if test -n "$head" && ! published "$head"; then ahead=yes; fi
-mine=$(git rev-parse --verify --quiet "refs/heads/$2" || true)
-if test -n "$mine" && test "$mine" != "$head" && ! published "$mine"; then
-    ahead=yes
-    dirty=yes
-    parents="$parents -p $mine"
-fi
-if test "$dirty" = no && test "$ahead" = no; then echo clean; exit 0; fi
-if test "$4" = look; then echo dirty; exit 0; fi
-commit=$head
-if test "$dirty" = yes; then
-    commit=$(git commit-tree "$tree" $parents -m "Work that was in the session when it ended")
-fi
-git update-ref "refs/rdev-rescue/$5" "$commit"
-with_credential "$6" "sessions/$5" push --quiet --no-verify --force "$7" "$commit:refs/heads/$3"
-git update-ref -d "refs/rdev-rescue/$5"
-echo "$commit"
-"#;
-
 /// Clones, worktrees and credentials. Cheap to clone.
 #[derive(Clone)]
 pub struct Workspaces {
     runtime: Place,
-}
-
-/// A session's worktree.
-pub struct Worktree<'a> {
-    pub project: &'a str,
-    pub path: &'a str,
-    pub branch: &'a str,
-    pub session: &'a str,
 }
 
 impl Workspaces {
@@ -203,65 +126,6 @@ impl Workspaces {
         done("the workspace could not be told the server's address", &output)
     }
 
-    /// # Errors
-    /// Those of git.
-    pub async fn add_worktree(&self, worktree: &Worktree<'_>, base: &str, token: &str) -> Result<()> {
-        let workspace = self.runtime.paths(worktree.project).workspace;
-        let url = clone_url(base, worktree.project);
-        let words = [&workspace, worktree.path, worktree.branch, worktree.session, base, &url];
-        let output = self.script(worktree.project, ADD_WORKTREE, &words, token.as_bytes(), CLONE_LIMIT).await?;
-        done("the session's worktree could not be made", &output)
-    }
-
-    /// Also when there is none, or half of one.
-    ///
-    /// # Errors
-    /// When something of it could not be removed.
-    pub async fn remove_worktree(&self, worktree: &Worktree<'_>) -> Result<()> {
-        let workspace = self.runtime.paths(worktree.project).workspace;
-        let words = [&workspace, worktree.path, worktree.branch, worktree.session];
-        let output = self.script(worktree.project, REMOVE_WORKTREE, &words, &[], STEP_LIMIT).await?;
-        done("the session's worktree could not be removed", &output)
-    }
-
-    /// Whether the worktree holds work that is in no branch of the git host.
-    ///
-    /// # Errors
-    /// Those of git.
-    pub async fn is_dirty(&self, worktree: &Worktree<'_>, base: &str) -> Result<bool> {
-        let rescue = rescue_branch(worktree.session);
-        let url = clone_url(base, worktree.project);
-        let words = [worktree.path, worktree.branch, &rescue, "look", worktree.session, base, &url];
-        let output = self.script(worktree.project, RESCUE, &words, &[], STEP_LIMIT).await?;
-        done("the session's work could not be looked at", &output)?;
-        Ok(output.stdout.trim() == "dirty")
-    }
-
-    /// Pushes such work to the session's rescue branch. `None` when there is none.
-    /// A rescue that fails is an answer too, it must not hold up the end.
-    pub async fn rescue(&self, worktree: &Worktree<'_>, base: &str) -> Option<Rescue> {
-        let branch = rescue_branch(worktree.session);
-        let url = clone_url(base, worktree.project);
-        let words = [worktree.path, worktree.branch, &branch, "push", worktree.session, base, &url];
-        let failed = |error: String| Some(Rescue { branch: None, sha: None, error: Some(error) });
-        let output = match self.script(worktree.project, RESCUE, &words, &[], STEP_LIMIT).await {
-            Ok(output) => output,
-            Err(error) => {
-                tracing::warn!(%error, session.id = worktree.session, "a rescue could not be run");
-                return failed("the work could not be pushed".into());
-            }
-        };
-        match (output.code, output.stdout.trim()) {
-            (Some(0), "clean" | "gone") => None,
-            (Some(0), sha) => Some(Rescue { branch: Some(branch), sha: Some(sha.to_owned()), error: None }),
-            _ => failed(format!(
-                "the work could not be pushed: {}; the project's clone keeps it as refs/rdev-rescue/{}",
-                last_line(&output.stderr),
-                worktree.session
-            )),
-        }
-    }
-
     async fn script(
         &self,
         project: &str,
@@ -285,11 +149,6 @@ impl Workspaces {
     }
 }
 
-/// The branch that a session's work is rescued to.
-pub fn rescue_branch(session: &str) -> String {
-    format!("rdev/rescue/{session}")
-}
-
 /// The git URL of a project under `base`, without credentials.
 pub fn clone_url(base: &str, project: &str) -> String {
     format!("{base}/git/{project}.git")
@@ -300,8 +159,4 @@ fn done(what: &str, output: &RunOutput) -> Result<()> {
         Some(0) => Ok(()),
         _ => Err(Error::internal(format!("{what}: {}", output.stderr.trim()))),
     }
-}
-
-fn last_line(text: &str) -> &str {
-    text.trim().lines().last().unwrap_or("git said nothing")
 }

@@ -83,6 +83,11 @@ pub async fn activate(c: &mut Conn, id: Uuid) -> Result<bool, DbError> {
     c.execute(query(sql).bind(id)).await.map(|n| n == 1)
 }
 
+/// Its branch was made by somebody else.
+pub async fn disown_branch(c: &mut Conn, id: Uuid) -> Result<(), DbError> {
+    c.execute(query("update checkout set made_branch = false where id = $1").bind(id)).await.map(drop)
+}
+
 /// Undoes one in the making.
 pub async fn delete_pending(c: &mut Conn, id: Uuid) -> Result<bool, DbError> {
     c.execute(query("delete from checkout where id = $1 and status = 'pending'").bind(id)).await.map(|n| n == 1)

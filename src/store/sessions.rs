@@ -156,14 +156,28 @@ pub async fn mark_warned(c: &mut Conn, id: Uuid, minutes: i32) -> Result<bool, D
     c.execute(query(sql).bind(id).bind(minutes)).await.map(|n| n == 1)
 }
 
+macro_rules! due {
+    ($select:literal, $rest:literal) => {
+        concat!(
+            "select ",
+            $select,
+            " from session s
+             where status = 'active'
+             and (expires_at <= $1
+                  or (idle_ms is not null and last_activity_at + idle_ms * interval '1 millisecond' <= $1
+                      and not exists (select from command c where c.session_id = s.id and c.status = 'running'))) ",
+            $rest
+        )
+    };
+}
+
 /// Active ones whose time is up, or that have been idle for too long with nothing running.
 pub async fn due(c: &mut Conn, now: DateTime<Utc>, limit: i64) -> Result<Vec<Session>, DbError> {
-    let sql = "select * from session s
-               where status = 'active'
-               and (expires_at <= $1
-                    or (idle_ms is not null and last_activity_at + idle_ms * interval '1 millisecond' <= $1
-                        and not exists (select from command c where c.session_id = s.id and c.status = 'running')))
-               order by expires_at
-               limit $2";
-    c.all(query_as(sql).bind(now).bind(limit)).await
+    c.all(query_as(due!("*", "order by expires_at limit $2")).bind(now).bind(limit)).await
+}
+
+/// Whether it is one of those.
+pub async fn is_due(c: &mut Conn, id: Uuid, now: DateTime<Utc>) -> Result<bool, DbError> {
+    let found: Option<bool> = c.scalar_optional(query_scalar(due!("true", "and id = $2")).bind(now).bind(id)).await?;
+    Ok(found.is_some())
 }

@@ -44,7 +44,7 @@ impl Chore for SessionExpiry {
     fn run(&self) -> BoxFuture<'_, Result<()>> {
         async {
             self.0.warn(AT_ONCE).await?;
-            self.0.expire(AT_ONCE).await.map(drop)
+            self.0.expire(AT_ONCE).await
         }
         .boxed()
     }

@@ -243,6 +243,32 @@ async fn a_session_whose_end_was_cut_off_is_ended_and_its_work_rescued_once() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_expired_while_no_server_lived_is_ended_with_its_work() {
+    let ground = Ground::new().await;
+    let server = Server::start(&ground, &[]).await;
+    server.admin().post("/projects", json!({"id": "p"})).await.data(201);
+    let body = json!({"new_branch": "feature", "expires_in": "1h"});
+    let session = server.admin().post("/projects/p/sessions", body).await.data(201);
+    let path = format!("/projects/p/sessions/{}", session["id"].as_str().unwrap());
+    let body = json!({"script": "echo work > work.txt; echo begun; sleep 600"});
+    let command = server.admin().post(&format!("{path}/exec"), body).await.data(201);
+    read_until(&server.admin(), &command, &mut Vec::new(), |_| true).await;
+    server.kill().await;
+    for table in ["session", "checkout"] {
+        ground.db.run(&format!("update {table} set expires_at = now()")).await;
+    }
+    let server = Server::start(&ground, &[]).await;
+    let ended = eventually("its end", async || {
+        let shown = server.admin().get(&path).await.data(200);
+        (shown["status"] == "expired").then_some(shown)
+    });
+    let ended = ended.await;
+    assert_eq!(rescued_file(&ground, &server, ended["rescue"]["sha"].as_str().unwrap()).await, "work");
+    read_until(&server.admin(), &command, &mut Vec::new(), |event| event.data["termination"] == "session_ended").await;
+    nothing_is_half_made(&ground, &server).await;
+}
+
 async fn rescued_file(ground: &Ground, server: &Server, sha: &str) -> String {
     let host = server.url.strip_prefix("http://").unwrap();
     let url = format!("http://rdev:{}@{host}/git/p.git", server.admin().credential());

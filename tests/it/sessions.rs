@@ -1,6 +1,11 @@
 //! Sessions: opened whole or not at all, used, ended by whichever way.
 
-use std::{os::unix::fs::MetadataExt as _, path::Path};
+mod in_the_way;
+mod lifetimes;
+mod races;
+mod rescue;
+
+use std::path::Path;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
@@ -44,6 +49,18 @@ async fn file_at(app: &TestApp, sha: &str, file: &str) -> Option<String> {
     clone.git(&["fetch", "--quiet", "origin", sha]).await.ok();
     let said = clone.git(&["show", &format!("{sha}:{file}")]).await;
     said.success.then_some(said.stdout)
+}
+
+/// The worker that ends sessions has looked at them all.
+async fn two_rounds(app: &TestApp) {
+    let runs = async || {
+        let text = app.nobody().get("/metrics").await.text;
+        let line =
+            text.lines().find(|line| line.starts_with("rdev_worker_runs_total") && line.contains("session_expiry"));
+        line.and_then(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).unwrap_or(0.0)
+    };
+    let before = runs().await;
+    eventually("two rounds", async || (runs().await >= before + 2.0).then_some(())).await;
 }
 
 async fn opens(app: &TestApp, url: &str) -> bool {
@@ -360,6 +377,10 @@ async fn a_refused_checkin_leaves_the_session_active() {
     ] {
         app.admin().post(&checkin, body).await.refusal(400, "BAD_REQUEST");
     }
+    for body in ["{", "nul", "{\"on_dirty\":\"discard\"", "{\"a\":\"\\u0000\"}"] {
+        let reply = app.admin().send(http::Method::POST, &checkin, Some(body.into()), &[]).await;
+        reply.refused(400, "BAD_REQUEST", "invalid request body");
+    }
     assert_eq!(shown(&app, &session).await["status"], "active");
 }
 
@@ -423,15 +444,7 @@ async fn a_running_command_keeps_a_session_from_being_idle() {
     let mut events = app.listen(command["events_url"].as_str().unwrap()).await;
     events.next_named("output").await;
     app.advance(TimeDelta::hours(2));
-    // a whole round of the worker that ends idle sessions goes by
-    let runs = async || {
-        let text = app.nobody().get("/metrics").await.text;
-        let line =
-            text.lines().find(|line| line.starts_with("rdev_worker_runs_total") && line.contains("session_expiry"));
-        line.and_then(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).unwrap_or(0.0)
-    };
-    let before = runs().await;
-    eventually("two rounds", async || (runs().await >= before + 2.0).then_some(())).await;
+    two_rounds(&app).await;
     assert_eq!(shown(&app, &session).await["status"], "active");
     std::fs::write(Path::new(session["workspace"].as_str().unwrap()).join("go"), "").unwrap();
     events.rest().await;
@@ -518,33 +531,6 @@ async fn a_creation_that_fails_leaves_nothing_but_its_record() {
     assert_eq!(branches["branches"].as_array().unwrap().len(), 1, "{branches}");
     assert_eq!(app.db().count("select count(*) from checkout where status in ('pending', 'active')").await, 0);
     app.session("p", "feature").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_a_killed_git_left_locked_is_in_nobodys_way() {
-    let app = app_with_project().await;
-    let project = app.admin().get("/projects/p").await.data(200);
-    let git = Path::new(project["workspace"].as_str().unwrap()).join(".git");
-    let leave_locked = |names: &[&str]| {
-        for name in names {
-            let lock = git.join(format!("{name}.lock"));
-            let folder = lock.parent().unwrap();
-            if !folder.exists() {
-                std::fs::create_dir(folder).unwrap();
-                std::os::unix::fs::chown(folder, Some(git.metadata().unwrap().uid()), None).unwrap();
-            }
-            std::fs::write(lock, "").unwrap();
-        }
-    };
-    leave_locked(&["config", "refs/heads/feature", "refs/remotes/origin/feature"]);
-    let session = app.session("p", "feature").await;
-    let worktree = Path::new(session["workspace"].as_str().unwrap()).to_owned();
-    std::fs::write(worktree.join("new.txt"), "not pushed").unwrap();
-    let rescue = format!("refs/rdev-rescue/{}", session["id"].as_str().unwrap());
-    leave_locked(&["packed-refs", "refs/remotes/origin/feature", &rescue]);
-    let ended = app.admin().delete(&path(&session)).await.data(200);
-    let sha = ended["rescue"]["sha"].as_str().unwrap_or_else(|| panic!("{ended}")).to_owned();
-    assert_eq!(file_at(&app, &sha, "new.txt").await.as_deref(), Some("not pushed"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -186,6 +186,24 @@ async fn a_session_that_is_undone_is_ended_with_all_that_belongs_to_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn work_in_a_session_that_is_undone_is_rescued() {
+    let stage = with_project().await;
+    let steps = json!([
+        step("open", "session.create", json!({"project_id": "p", "new_branch": "feature"})),
+        step("ask", "approval.request", json!({"message": "done?"})),
+    ]);
+    let id = stage.make(and(saga(steps), json!({"on_failure": "compensate"}))).await;
+    let saga = stage.reaches(&id, "waiting").await;
+    let open = session(&stage, &of(&saga, "open")["output"]["session_id"]).await;
+    stage.app.exec("p", &open, "echo work > work.txt").await;
+    stage.tell(&id, "approvals/ask", json!({"decision": "reject"})).await.data(200);
+    stage.reaches(&id, "compensated").await;
+    let ended = session(&stage, &open["id"]).await;
+    let sha = ended["rescue"]["sha"].as_str().unwrap_or_else(|| panic!("no rescue: {ended}"));
+    assert_eq!(said(&stage, &format!("git fetch -q origin {sha}; git show {sha}:work.txt")).await, "work\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn commands_undo_commands_and_calls() {
     let stage = with_project().await;
     let undo = |step: Value, word: &str| {
