@@ -145,10 +145,19 @@ impl Checkouts {
             Ok(()) => self.activate(caller, opened, &task, &answer).await,
             Err(error) => Err(error),
         };
-        if made.is_err() {
-            self.undo(&task).await;
+        match made {
+            Ok(made) => Ok(made),
+            Err(error) => {
+                let error = self.unless_gone(project, error).await;
+                self.undo(&task).await;
+                Err(error)
+            }
         }
-        made
+    }
+
+    /// See [`Projects::unless_gone`].
+    pub async fn unless_gone(&self, project: &Project, error: Error) -> Error {
+        self.inner.projects.unless_gone(&project.id, error).await
     }
 
     /// Looks at everything that can refuse a checkout before anything is made.
@@ -156,6 +165,13 @@ impl Checkouts {
     /// # Errors
     /// The contract's cases, in its order.
     pub async fn prepare(&self, project: &Project, wanted: &Wanted) -> Result<Prepared> {
+        match self.look(project, wanted).await {
+            Ok(prepared) => Ok(prepared),
+            Err(error) => Err(self.unless_gone(project, error).await),
+        }
+    }
+
+    async fn look(&self, project: &Project, wanted: &Wanted) -> Result<Prepared> {
         let (name, start_sha, makes_branch) = match wanted {
             Wanted::Existing(name) => {
                 let sha = self.inner.forge.branch(&project.id, name.as_str()).await.map_err(Error::internal)?;

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::{
     following::{FOLLOW_TASK, Following},
-    projects::{record_activity, stamp},
+    projects::{not_running, record_activity, stamp},
     receipts::Answer,
 };
 use crate::{
@@ -459,10 +459,6 @@ impl Commands {
         let _either = tokio::time::timeout(at_most, bell.changed()).await;
         tokio::time::sleep(Duration::from_millis(3)).await;
     }
-}
-
-fn not_running() -> Error {
-    Error::invalid("project pod is not running").reason("PROJECT_NOT_RUNNING")
 }
 
 fn id_conflict() -> Error {

@@ -75,6 +75,18 @@ impl Projects {
         Ok(store::projects::find(&mut self.inner.db.conn().await?, id).await?)
     }
 
+    /// What went wrong in a project; where that is gone meanwhile, or going, it is this.
+    pub async fn unless_gone(&self, id: &str, error: Error) -> Error {
+        if error.kind() != Kind::Internal {
+            return error;
+        }
+        match self.find(id).await {
+            Ok(None) => Error::not_found("project not found"),
+            Ok(Some(project)) if project.status != ProjectStatus::Running => not_running(),
+            _ => error,
+        }
+    }
+
     /// The page of projects that the key may see.
     ///
     /// # Errors
@@ -273,4 +285,8 @@ fn import_failed(error: ImportError) -> Error {
         }
         ImportError::Git(error) => Error::internal(error),
     }
+}
+
+pub(super) fn not_running() -> Error {
+    Error::invalid("project pod is not running").reason("PROJECT_NOT_RUNNING")
 }

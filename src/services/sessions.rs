@@ -13,7 +13,7 @@ use super::{
     checkouts::{Checkouts, NewCheckout, Opened, Prepared},
     commands::Commands,
     previews::Previews,
-    projects::{Site, record_activity, stamp},
+    projects::{Site, not_running, record_activity, stamp},
     receipts::Answer,
     workspaces::{Workspaces, Worktree},
 };
@@ -128,11 +128,14 @@ impl Sessions {
         }
         let prepared = self.inner.checkouts.prepare(project, &new.checkout.wanted).await?;
         let (session, opened, task) = self.insert_somehow(caller, project, &prepared, &new).await?;
-        let made = self.provision(caller, project, &prepared, session, opened, &task, &answer).await;
-        if made.is_err() {
-            self.undo(&task).await;
+        match self.provision(caller, project, &prepared, session, opened, &task, &answer).await {
+            Ok(made) => Ok(made),
+            Err(error) => {
+                let error = self.inner.checkouts.unless_gone(project, error).await;
+                self.undo(&task).await;
+                Err(error)
+            }
         }
-        made
     }
 
     /// On another port where somebody has just taken one that nobody asked for.
@@ -379,10 +382,6 @@ pub(super) fn not_found() -> Error {
 
 pub(super) fn not_active() -> Error {
     Error::invalid("session is not active").reason("SESSION_NOT_ACTIVE")
-}
-
-fn not_running() -> Error {
-    Error::invalid("project pod is not running").reason("PROJECT_NOT_RUNNING")
 }
 
 fn session_exists() -> Error {
