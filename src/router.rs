@@ -148,7 +148,7 @@ async fn edge_of_request(State(edge): State<Edge>, mut request: Request, next: N
     if let Some(previews) = edge.previews.as_ref().filter(|_| strange.is_none())
         && let Some(asked) = previews.addresses.of(&request).transpose()
     {
-        let scheme = previews::scheme(peer, request.headers(), &edge.trusted_proxies);
+        let scheme = previews.addresses.scheme(peer, request.headers(), &edge.trusted_proxies);
         let shown = async {
             match asked {
                 Ok(asked) => previews.serve(&asked, request, scheme).await,

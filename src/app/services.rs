@@ -562,7 +562,50 @@ fn site(config: &Config, address: SocketAddr) -> Site {
 
 /// `localhost` where clients are on this machine: browsers resolve names below it by themselves.
 fn preview_domain(config: &Config, site: &Site) -> Option<String> {
-    let host = site.public.split_once("://").map_or("", |(_, rest)| rest);
-    let on_loopback = host.starts_with("127.") || host.starts_with("localhost") || host.starts_with("[::1]");
-    config.preview_domain.clone().or_else(|| on_loopback.then(|| "localhost".to_owned()))
+    config.preview_domain.clone().or_else(|| is_on_loopback(&site.public).then(|| "localhost".to_owned()))
+}
+
+fn is_on_loopback(url: &str) -> bool {
+    use url::{Host, Url};
+    match Url::parse(url).ok().as_ref().and_then(Url::host) {
+        Some(Host::Domain(name)) => {
+            let name = name.trim_end_matches('.');
+            name == "localhost" || name.ends_with(".localhost")
+        }
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.to_canonical().is_loopback(),
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_machine_is_on_loopback() {
+        for url in [
+            "http://127.0.0.1:8080",
+            "http://127.1.2.3",
+            "http://LOCALHOST:1/rdev",
+            "https://u@localhost",
+            "http://rdev.localhost.",
+            "http://[::1]:8080",
+            "http://[::ffff:127.0.0.1]",
+        ] {
+            assert!(is_on_loopback(url), "{url}");
+        }
+        for url in [
+            "http://127.0.0.1.nip.io:8080",
+            "https://localhost.example.com",
+            "http://127.example.com",
+            "http://localhost@example.com",
+            "http://notlocalhost",
+            "http://192.0.2.1",
+            "http://[::2]",
+            "",
+        ] {
+            assert!(!is_on_loopback(url), "{url}");
+        }
+    }
 }

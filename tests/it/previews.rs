@@ -54,6 +54,8 @@ async fn who_asked_is_said_by_the_server_alone() {
         ("x-forwarded-proto", "https"),
         ("x-forwarded-prefix", "/evil"),
         ("x-forwarded-user", "root"),
+        ("x_forwarded_for", "10.0.0.1"),
+        ("x_real-ip", "10.0.0.1"),
         ("forwarded", "for=10.0.0.1"),
         ("connection", "x-forwarded-for, x-gone"),
         ("x-gone", "1"),
@@ -70,9 +72,25 @@ async fn who_asked_is_said_by_the_server_alone() {
     ] {
         assert_eq!(headers[name], value);
     }
-    for name in ["x-forwarded-prefix", "x-forwarded-user", "forwarded", "x-gone", "te", "authorization"] {
+    let none = ["x-forwarded-prefix", "x-forwarded-user", "x_forwarded_for", "x_real-ip", "forwarded"];
+    for name in none.into_iter().chain(["x-gone", "te", "authorization"]) {
         assert!(!headers.contains_key(name), "{name}: {seen}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_finds_its_pages_where_its_host_is() {
+    let preview = Preview::shows().await;
+    let local = format!("http://localhost:{}", preview.session["preview_port"]);
+    let own = format!("http://{}", preview.host);
+    let seen = async |origin: &str, referer: &str| {
+        let headers = [("origin", origin), ("referer", referer)];
+        preview.send(Method::POST, "/", Some("x"), &headers).await.json()["headers"].clone()
+    };
+    let told = seen(&own, &format!("{own}/a?b")).await;
+    assert_eq!((&told["origin"], &told["referer"]), (&json!(local), &json!(format!("{local}/a?b"))));
+    let told = seen("https://example.org", "https://example.org/a").await;
+    assert_eq!((&told["origin"], &told["referer"]), (&json!("https://example.org"), &json!("https://example.org/a")));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,6 +5,7 @@
 use std::net::IpAddr;
 
 use http::{HeaderMap, Request, Uri, header, uri::Authority};
+use url::Url;
 use uuid::Uuid;
 
 use crate::{
@@ -23,6 +24,8 @@ pub struct Addresses {
     host: String,
     /// What a proxy takes away in front of the server's paths.
     base: String,
+    /// Where the public URL names one.
+    port: Option<u16>,
     is_https: bool,
 }
 
@@ -47,6 +50,7 @@ impl Addresses {
             domain,
             host: uri.host().unwrap_or_default().to_ascii_lowercase(),
             base: uri.path().trim_end_matches('/').to_owned(),
+            port: uri.port_u16(),
             is_https: uri.scheme_str() == Some("https"),
         }
     }
@@ -61,8 +65,33 @@ impl Addresses {
         self.is_https
     }
 
+    /// Whether a URL is of this preview's own origin: as the client asked for it, or as it is
+    /// published, which a proxy may have made another port of.
+    pub fn is_own(&self, asked: &Asked, url: &Url) -> bool {
+        let Some(domain) = self.domain.as_deref().filter(|_| asked.prefix.is_none()) else { return false };
+        let is_at = |authority: &str| {
+            let own = Url::parse(&format!("{}://{authority}", url.scheme()));
+            own.is_ok_and(|own| own.origin().is_tuple() && own.origin() == url.origin())
+        };
+        let port = self.port.map(|port| format!(":{port}")).unwrap_or_default();
+        let may_be = if self.is_https { url.scheme() == "https" } else { matches!(url.scheme(), "http" | "https") };
+        may_be && (is_at(&asked.host) || is_at(&format!("{}.{domain}{port}", asked.session)))
+    }
+
+    /// `http` or `https`, as the client spoke: said by a trusted proxy, else as the public URL has
+    /// it. What is in front of the server there is not known, and no client has a say in it.
+    pub fn scheme(&self, peer: Option<IpAddr>, headers: &HeaderMap, trusted: &[ipnet::IpNet]) -> &'static str {
+        let peer = peer.map(|address| address.to_canonical());
+        if !peer.is_some_and(|peer| trusted.iter().any(|net| net.contains(&peer))) {
+            return if self.is_https { "https" } else { "http" };
+        }
+        let said = headers.get_all("x-forwarded-proto").iter().next_back().and_then(|value| value.to_str().ok());
+        let nearest = said.and_then(|said| said.rsplit(',').next()).map(str::trim);
+        if nearest.is_some_and(|nearest| nearest.eq_ignore_ascii_case("https")) { "https" } else { "http" }
+    }
+
     /// Whether this is the host of a preview.
-    pub fn is_preview_host(&self, host: &str) -> bool {
+    fn is_preview_host(&self, host: &str) -> bool {
         let Some(domain) = &self.domain else { return false };
         host != self.host && host.strip_suffix(domain.as_str()).is_some_and(|label| label.ends_with('.'))
     }
@@ -87,7 +116,7 @@ impl Addresses {
             return Err(Error::invalid("the request names two hosts"));
         }
         let host = said.into_iter().next().unwrap_or_default();
-        let label = host.strip_suffix(domain).unwrap_or_default().trim_end_matches('.');
+        let label = host.strip_suffix(domain).and_then(|label| label.strip_suffix('.')).unwrap_or_default();
         Ok(Some(Asked {
             session: ids::uuid_from_path(label).ok_or_else(missing)?,
             host: spoken(request),
@@ -140,23 +169,6 @@ fn target(uri: &Uri, path: &str) -> String {
     }
 }
 
-/// The host that an `Origin` names, in lower case.
-pub fn origin_host(origin: &str) -> Option<String> {
-    let uri: Uri = origin.parse().ok()?;
-    uri.authority().map(name)
-}
-
-/// `http` or `https`, as the client spoke: said by a trusted proxy, or seen here, where nothing is encrypted.
-pub fn scheme(peer: Option<IpAddr>, headers: &HeaderMap, trusted: &[ipnet::IpNet]) -> &'static str {
-    let peer = peer.map(|address| address.to_canonical());
-    if !peer.is_some_and(|peer| trusted.iter().any(|net| net.contains(&peer))) {
-        return "http";
-    }
-    let said = headers.get_all("x-forwarded-proto").iter().next_back().and_then(|value| value.to_str().ok());
-    let nearest = said.and_then(|said| said.rsplit(',').next()).map(str::trim);
-    if nearest.is_some_and(|nearest| nearest.eq_ignore_ascii_case("https")) { "https" } else { "http" }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -188,7 +200,10 @@ mod tests {
 
     #[test]
     fn a_host_under_the_domain_never_reaches_the_api() {
-        for host in ["x.localhost", "a.b.localhost:80", &format!("x.{SID}.localhost"), ".localhost", "x.localhost..:1"]
+        let nested = format!("x.{SID}.localhost");
+        let two_dots = format!("{SID}..localhost");
+        for host in
+            ["x.localhost", "a.b.localhost:80", &nested, &two_dots, ".localhost", "x.localhost..", "x.localhost..:1"]
         {
             let refused = local(host, "/projects").map(|asked| asked.is_some());
             assert!(refused.is_err(), "{host}");
@@ -219,10 +234,15 @@ mod tests {
     #[test]
     fn only_a_trusted_proxy_says_how_the_client_spoke() {
         let trusted = ["10.0.0.0/8".parse().unwrap()];
-        let mut headers = HeaderMap::new();
-        headers.append("x-forwarded-proto", "http, https".parse().unwrap());
-        assert_eq!(scheme("10.1.1.1".parse().ok(), &headers, &trusted), "https");
-        assert_eq!(scheme("192.0.2.1".parse().ok(), &headers, &trusted), "http");
-        assert_eq!(scheme(None, &headers, &trusted), "http");
+        for (public, otherwise) in [("http://e.org", "http"), ("https://e.org", "https")] {
+            let addresses = Addresses::new(public, Some("e.org".to_owned()));
+            for said in ["http", "https"] {
+                let mut headers = HeaderMap::new();
+                headers.append("x-forwarded-proto", format!("gopher, {said}").parse().unwrap());
+                assert_eq!(addresses.scheme("10.1.1.1".parse().ok(), &headers, &trusted), said);
+                assert_eq!(addresses.scheme("192.0.2.1".parse().ok(), &headers, &trusted), otherwise);
+                assert_eq!(addresses.scheme(None, &headers, &trusted), otherwise);
+            }
+        }
     }
 }

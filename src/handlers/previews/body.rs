@@ -19,7 +19,7 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::pool::Lent;
+use super::{onward, pool::Lent};
 use crate::services::previews::Guest;
 
 /// How far a request's body is.
@@ -73,7 +73,10 @@ impl http_body::Body for Upload {
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let mut frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let Some(trailers) = frame.as_mut().and_then(|frame| frame.as_mut().ok()?.trailers_mut()) {
+            onward::rewrite_trailers(trailers);
+        }
         if frame.is_none() || self.body.is_end_stream() {
             self.progress.ends();
         } else {

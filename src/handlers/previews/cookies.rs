@@ -15,14 +15,15 @@ pub fn pass(token: &str, life: TimeDelta, is_https: bool) -> Option<HeaderValue>
     HeaderValue::from_str(&format!("{name}={token}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}")).ok()
 }
 
-/// What a client shows as rdev's cookie. Others may have put more of that name beside it.
+/// What a client shows as rdev's cookie. Others may have put more of that name beside it, and
+/// cookies of programs hold any bytes.
 pub fn shown(headers: &HeaderMap, is_https: bool) -> impl Iterator<Item = &str> {
-    let all = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
-    let ours = all.flat_map(|value| value.split(';')).filter_map(move |pair| {
-        let (name, value) = pair.split_once('=')?;
-        (name.trim() == NAMES[usize::from(is_https)]).then(|| value.trim())
-    });
-    ours.take(32)
+    let all = headers.get_all(header::COOKIE).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b';'));
+    all.filter_map(move |pair| {
+        let (name, value) = halves(pair);
+        let value = value.filter(|_| name == NAMES[usize::from(is_https)].as_bytes())?;
+        std::str::from_utf8(value).ok()
+    })
 }
 
 /// Takes rdev's cookies away from what the program gets.
@@ -33,9 +34,8 @@ pub fn hide(headers: &mut HeaderMap) {
     let mut kept: Vec<u8> = Vec::new();
     for value in headers.get_all(header::COOKIE) {
         for pair in value.as_bytes().split(|byte| *byte == b';') {
-            let name = pair.split(|byte| *byte == b'=').next().unwrap_or_default();
             let pair = pair.trim_ascii();
-            if pair.is_empty() || is_ours(&String::from_utf8_lossy(name)) {
+            if pair.is_empty() || is_ours(halves(pair).0) {
                 continue;
             }
             if !kept.is_empty() {
@@ -64,50 +64,56 @@ pub fn confine(headers: &mut HeaderMap, prefix: Option<&str>) {
 }
 
 fn confined(value: &HeaderValue, prefix: Option<&str>) -> Option<HeaderValue> {
-    let text = std::str::from_utf8(value.as_bytes()).ok()?;
-    let mut parts = text.split(';');
-    let pair = parts.next()?.trim();
+    let mut parts = value.as_bytes().split(|byte| *byte == b';');
+    let pair = parts.next()?.trim_ascii();
     // A cookie without a name is sent back as its value alone.
-    let (name, _) = pair.trim_start_matches(['=', ' ', '\t']).split_once('=').unwrap_or((pair, ""));
-    if is_ours(name) || is_ours(pair.trim_start_matches(['=', ' ', '\t'])) {
+    let bare = pair.iter().position(|byte| !matches!(byte, b'=' | b' ' | b'\t')).map_or(&pair[..0], |at| &pair[at..]);
+    if is_ours(halves(bare).0) {
         return None;
     }
-    let mut whole = pair.to_owned();
+    let mut whole = pair.to_vec();
     let mut path = None;
     for attribute in parts {
-        let (name, value) = attribute.split_once('=').unwrap_or((attribute, ""));
-        match name.trim().to_ascii_lowercase().as_str() {
-            "domain" => {}
-            "path" => path = Some(value.trim()),
+        let (name, value) = halves(attribute);
+        match name.to_ascii_lowercase().as_slice() {
+            b"domain" => {}
+            b"path" => path = Some(value.unwrap_or_default()),
             _ => {
-                whole.push_str("; ");
-                whole.push_str(attribute.trim());
+                whole.extend_from_slice(b"; ");
+                whole.extend_from_slice(attribute.trim_ascii());
             }
         }
     }
     let path = match prefix {
-        None => path.map(str::to_owned),
-        Some(prefix) => Some(below(prefix, path.unwrap_or("/"))),
+        None => path.map(<[u8]>::to_vec),
+        Some(prefix) => Some(below(prefix, path.unwrap_or(b"/"))),
     };
     if let Some(path) = path {
-        whole.push_str("; Path=");
-        whole.push_str(&path);
+        whole.extend_from_slice(b"; Path=");
+        whole.extend_from_slice(&path);
     }
-    HeaderValue::from_str(&whole).ok()
+    HeaderValue::from_bytes(&whole).ok()
 }
 
-fn below(prefix: &str, path: &str) -> String {
-    match path.strip_prefix(prefix) {
-        Some(rest) if rest.starts_with('/') => path.to_owned(),
-        _ if path.starts_with('/') => format!("{prefix}{path}"),
-        _ => format!("{prefix}/"),
+fn below(prefix: &str, path: &[u8]) -> Vec<u8> {
+    match path.strip_prefix(prefix.as_bytes()) {
+        Some([b'/', ..]) => path.to_vec(),
+        _ if path.starts_with(b"/") => [prefix.as_bytes(), path].concat(),
+        _ => format!("{prefix}/").into_bytes(),
+    }
+}
+
+/// What stands before and after the first `=`.
+fn halves(pair: &[u8]) -> (&[u8], Option<&[u8]>) {
+    match pair.iter().position(|byte| *byte == b'=') {
+        Some(at) => (pair[..at].trim_ascii(), Some(pair[at + 1..].trim_ascii())),
+        None => (pair.trim_ascii(), None),
     }
 }
 
 /// Browsers are strict about case; programs that read cookies may not be.
-fn is_ours(name: &str) -> bool {
-    let name = name.trim();
-    NAMES.iter().any(|ours| name.eq_ignore_ascii_case(ours))
+fn is_ours(name: &[u8]) -> bool {
+    NAMES.iter().any(|ours| name.eq_ignore_ascii_case(ours.as_bytes()))
 }
 
 #[cfg(test)]
@@ -176,7 +182,30 @@ mod tests {
         assert!(!headers.contains_key("cookie"));
     }
 
+    #[test]
+    fn cookies_of_any_bytes_stay_as_they_are() {
+        for bytes in ["user=Jürgen; Max-Age=60".as_bytes(), b"user=J\xfcrgen", "ü=1".as_bytes()] {
+            let value = HeaderValue::from_bytes(bytes).unwrap();
+            assert_eq!(confined(&value, None).unwrap().as_bytes(), bytes);
+        }
+    }
+
+    /// Cookies of others, as a browser may hold them.
+    fn others() -> impl Strategy<Value = Vec<Vec<u8>>> {
+        let byte = prop_oneof![0x20..0x3b_u8, 0x3c..0x7f_u8, 0x80..=0xff_u8];
+        proptest::collection::vec(proptest::collection::vec(byte, 0..12), 0..40)
+    }
+
     proptest! {
+        #[test]
+        fn ours_is_found_among_any_others(before in others(), tossed in 0..200_usize, after in others()) {
+            let tossed = std::iter::repeat_n(b"rdev_preview=tossed".to_vec(), tossed);
+            let all: Vec<_> = before.into_iter().chain(tossed).chain([b"rdev_preview=true".to_vec()]).chain(after).collect();
+            let mut headers = HeaderMap::new();
+            headers.insert("cookie", HeaderValue::from_bytes(&all.join(b"; ".as_slice())).unwrap());
+            prop_assert!(shown(&headers, false).any(|value| value == "true"));
+        }
+
         #[test]
         fn nothing_of_ours_gets_through(text in "[ ;=a]{0,4}(rdev_preview|__host-RDEV_preview)[ ;=b]{0,6}") {
             let mut headers = HeaderMap::new();

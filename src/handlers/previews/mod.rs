@@ -23,7 +23,7 @@ use hyper::upgrade::OnUpgrade;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
-    address::{Addresses, Asked, scheme},
+    address::{Addresses, Asked},
     links::routes,
     pool::Pool,
 };
@@ -178,7 +178,10 @@ impl Service {
             scheme,
             prefix: asked.prefix.as_deref(),
         };
+        let framing = onward::framing(&parts.method, &parts.headers, &body);
         onward::rewrite(&mut parts.headers, &told, wanted.filter(|_| leaving.is_some()));
+        parts.headers.extend(framing);
+        origin::localize(&mut parts.headers, &self.addresses, asked, &host);
         parts.uri = target.parse().map_err(|_| Error::invalid("the path cannot be passed on"))?;
         parts.version = Version::HTTP_11;
         parts.extensions.clear();
@@ -220,10 +223,28 @@ fn redirect(status: StatusCode, to: &str) -> Response {
     *response.status_mut() = status;
     let headers = response.headers_mut();
     let (path, query) = to.split_once('?').map_or((to, None), |(path, query)| (path, Some(query)));
-    if let Ok(to) = HeaderValue::from_str(&inward::local(path, query, None)) {
+    if let Ok(to) = HeaderValue::from_str(&in_ascii(&inward::local(path, query, None))) {
         headers.insert(header::LOCATION, to);
     }
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     response
+}
+
+/// As all clients read it alike.
+fn in_ascii(reference: &str) -> String {
+    let byte = |byte: u8| if byte.is_ascii() { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    reference.bytes().map(byte).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_redirect_leads_to_a_path_of_this_host_whatever_its_letters() {
+        for (to, led) in [("/ü?ä=ö", "/%C3%BC?%C3%A4=%C3%B6"), ("//x/ü", "/.//x/%C3%BC"), ("/%2F?a", "/%2F?a")] {
+            assert_eq!(redirect(StatusCode::SEE_OTHER, to).headers()["location"], led);
+        }
+    }
 }

@@ -4,7 +4,15 @@
 
 use std::net::IpAddr;
 
+use axum::body::Body;
+use base64::{
+    Engine as _,
+    alphabet::{Alphabet, STANDARD, URL_SAFE},
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use http_body::Body as _;
+use url::form_urlencoded;
 
 use super::cookies;
 
@@ -31,15 +39,23 @@ pub fn key(headers: &HeaderMap) -> Option<String> {
 }
 
 fn key_in(value: &HeaderValue) -> Option<String> {
-    use base64::{Engine as _, engine::general_purpose::STANDARD};
     let text = String::from_utf8_lossy(value.as_bytes());
     if let Some(at) = text.find(KEY) {
         return Some(text[at..].trim().to_owned());
     }
-    let (_, encoded) = text.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("basic"))?;
-    let decoded = STANDARD.decode(encoded.trim()).ok()?;
+    let (_, encoded) = text.split_once([' ', '\t']).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("basic"))?;
+    let decoded = decoded(encoded.trim())?;
     let decoded = String::from_utf8_lossy(&decoded);
     decoded.split(':').find(|part| part.starts_with(KEY)).map(str::to_owned)
+}
+
+/// As any program behind would read it: with the padding or without, in either alphabet.
+fn decoded(base64: &str) -> Option<Vec<u8>> {
+    let lenient = GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true);
+    let by = |alphabet: &Alphabet| GeneralPurpose::new(alphabet, lenient).decode(base64).ok();
+    by(&STANDARD).or_else(|| by(&URL_SAFE))
 }
 
 /// The protocol that the client wants to go on with. HTTP/2 is none of them: programs are
@@ -54,18 +70,11 @@ pub fn upgrade(method: &Method, headers: &HeaderMap) -> Option<HeaderValue> {
 /// Turns the client's headers into those that the program gets.
 pub fn rewrite(headers: &mut HeaderMap, told: &Told<'_>, upgrade: Option<HeaderValue>) {
     strip_hop_by_hop(headers);
-    let is_ours = |name: &HeaderName| {
-        let name = name.as_str();
-        name.starts_with("x-forwarded-") || matches!(name, "forwarded" | "x-real-ip" | "expect" | "http2-settings")
-    };
-    let ours: Vec<HeaderName> = headers.keys().filter(|name| is_ours(name)).cloned().collect();
-    for name in ours {
-        headers.remove(name);
-    }
+    remove_ours(headers);
     // How long the body is, the connection that it goes over says anew.
     headers.remove(header::CONTENT_LENGTH);
     retain(headers, &header::AUTHORIZATION, |value| key_in(value).is_none());
-    retain(headers, &header::REFERER, |value| !contains(value.as_bytes(), LINK.as_bytes()));
+    retain(headers, &header::REFERER, |value| !has_link(value));
     cookies::hide(headers);
     set(headers, header::HOST, told.host);
     if let Some(client) = told.client {
@@ -80,6 +89,39 @@ pub fn rewrite(headers: &mut HeaderMap, told: &Told<'_>, upgrade: Option<HeaderV
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(header::UPGRADE, upgrade);
     }
+}
+
+/// What the server alone says. Many programs take an underscore in a name for a hyphen.
+fn remove_ours(headers: &mut HeaderMap) {
+    let is_ours = |name: &HeaderName| {
+        let name = name.as_str().replace('_', "-");
+        name.starts_with("x-forwarded-")
+            || matches!(name.as_str(), "forwarded" | "x-real-ip" | "expect" | "http2-settings")
+    };
+    let ours: Vec<HeaderName> = headers.keys().filter(|name| is_ours(name)).cloned().collect();
+    for name in ours {
+        headers.remove(name);
+    }
+}
+
+/// What is said after a body is said of it alone: neither who asks, nor by which right.
+pub fn rewrite_trailers(trailers: &mut HeaderMap) {
+    strip_hop_by_hop(trailers);
+    remove_ours(trailers);
+    for name in [header::HOST, header::CONTENT_LENGTH, header::AUTHORIZATION, header::COOKIE] {
+        trailers.remove(name);
+    }
+}
+
+/// Of a body's length, what the connection to the program would not say: that nothing was sent,
+/// and that a GET brings a body.
+pub fn framing(method: &Method, headers: &HeaderMap, body: &Body) -> Option<(HeaderName, HeaderValue)> {
+    if body.is_end_stream() {
+        let is_said = headers.get(header::CONTENT_LENGTH).is_some_and(|length| length == "0");
+        return is_said.then(|| (header::CONTENT_LENGTH, HeaderValue::from_static("0")));
+    }
+    let is_left_out = matches!(*method, Method::GET | Method::HEAD) && body.size_hint().exact().is_none();
+    is_left_out.then(|| (header::TRANSFER_ENCODING, HeaderValue::from_static("chunked")))
 }
 
 /// Takes away what is for the next hop alone, and what `Connection` says is.
@@ -105,14 +147,23 @@ fn named_in_connection(headers: &HeaderMap) -> Vec<String> {
 /// The link in a query, and the query without it.
 pub fn link(target: &str) -> (Option<String>, String) {
     let Some((path, query)) = target.split_once('?') else { return (None, target.to_owned()) };
-    let is_link = |pair: &&str| pair.split('=').next() == Some(LINK);
-    let found = query.split('&').find(is_link).map(|pair| pair[LINK.len()..].trim_start_matches('=').to_owned());
+    let found = query.split('&').find_map(link_in);
     if found.is_none() {
         return (None, target.to_owned());
     }
-    let rest: Vec<&str> = query.split('&').filter(|pair| !is_link(pair)).collect();
+    let rest: Vec<&str> = query.split('&').filter(|pair| link_in(pair).is_none()).collect();
     let clean = if rest.is_empty() { path.to_owned() } else { format!("{path}?{}", rest.join("&")) };
     (found, clean)
+}
+
+/// However the pair came to be encoded on its way through mails and chats.
+fn link_in(pair: &str) -> Option<String> {
+    let (name, value) = form_urlencoded::parse(pair.as_bytes()).next()?;
+    (name == LINK).then(|| value.into_owned())
+}
+
+fn has_link(referer: &HeaderValue) -> bool {
+    contains(referer.as_bytes(), LINK.as_bytes()) || link(&String::from_utf8_lossy(referer.as_bytes())).0.is_some()
 }
 
 /// Keeps of a header's values those that may stay.
@@ -158,9 +209,18 @@ mod tests {
 
     #[test]
     fn a_key_is_known_however_it_is_sent() {
-        for value in
-            ["Bearer rdev_sk_x", "bearer   rdev_sk_x", "rdev_sk_x", "Token rdev_sk_x", "Basic eDpyZGV2X3NrX3g="]
-        {
+        for value in [
+            "Bearer rdev_sk_x",
+            "bearer   rdev_sk_x",
+            "rdev_sk_x",
+            "Token rdev_sk_x",
+            "Basic eDpyZGV2X3NrX3g=",
+            "Basic eDpyZGV2X3NrX3g",
+            "basic  eDpyZGV2X3NrX3h",
+            "Basic\teDpyZGV2X3NrX3g=",
+            // "<?>:rdev_sk_x", of the other alphabet.
+            "Basic PD8-OnJkZXZfc2tfeA",
+        ] {
             assert_eq!(key(&headers(&[("authorization", value)])).as_deref(), Some("rdev_sk_x"), "{value}");
             assert!(!sent(&[("authorization", value)]).contains_key("authorization"), "{value}");
         }
@@ -188,6 +248,9 @@ mod tests {
             ("x-forwarded-user", "root"),
             ("forwarded", "for=10.0.0.1"),
             ("x-real-ip", "10.0.0.1"),
+            ("x_forwarded_for", "10.0.0.1"),
+            ("x_forwarded-host", "evil.example"),
+            ("x-real_ip", "10.0.0.1"),
             ("connection", "x-forwarded-host, host, x-own"),
             ("x-own", "1"),
             ("te", "trailers"),
@@ -212,7 +275,10 @@ mod tests {
 
     #[test]
     fn a_referer_with_a_link_stays_here() {
-        assert!(!sent(&[("referer", "http://s.localhost/?rdev_preview=abc")]).contains_key("referer"));
+        for link in ["rdev_preview=abc", "a&rdev%5Fpreview=abc"] {
+            let referer = format!("http://s.localhost/?{link}");
+            assert!(!sent(&[("referer", &referer)]).contains_key("referer"), "{referer}");
+        }
         assert!(sent(&[("referer", "http://s.localhost/a")]).contains_key("referer"));
     }
 
@@ -224,6 +290,8 @@ mod tests {
             ("/a?b=1&rdev_preview=x&c", Some("x"), "/a?b=1&c"),
             ("/a?rdev_preview=x&rdev_preview=y", Some("x"), "/a"),
             ("/a?rdev_preview", Some(""), "/a"),
+            ("/a?rdev%5Fpreview=x%2D&b", Some("x-"), "/a?b"),
+            ("/a?%72dev_preview=x", Some("x"), "/a"),
             ("/a?xrdev_preview=x", None, "/a?xrdev_preview=x"),
             ("/a?", None, "/a?"),
         ] {
@@ -231,9 +299,23 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_is_said_after_a_body_is_not_who_asks() {
+        let mut trailers = headers(&[
+            ("x-checksum", "1"),
+            ("x-forwarded-for", "10.0.0.1"),
+            ("X_Real_IP", "10.0.0.1"),
+            ("authorization", "Bearer rdev_sk_x"),
+            ("cookie", "a=b"),
+            ("host", "evil.example"),
+        ]);
+        rewrite_trailers(&mut trailers);
+        assert_eq!(trailers.keys().collect::<Vec<_>>(), ["x-checksum"]);
+    }
+
     proptest! {
         #[test]
-        fn no_link_is_left_in_a_query(target in "/[a-z]{0,3}\\?((rdev_preview|a|b)(=[a-z&=]{0,3})?&){0,4}") {
+        fn no_link_is_left_in_a_query(target in "/[a-z]{0,3}\\?((rdev_preview|rdev%5[fF]preview|a|b)(=[a-z&=]{0,3})?&){0,4}") {
             prop_assert_eq!(link(&link(&target).1).0, None);
         }
     }

@@ -29,7 +29,7 @@ pub async fn to_port(port: u16) -> Result<Option<Box<dyn Wire>>> {
                 let _unsupported = stream.set_nodelay(true);
                 return Ok(Some(Box::new(stream)));
             }
-            Ok(Err(error)) if is_out_of_means(&error) => {
+            Ok(Err(error)) if is_out_of_means(&error, address) => {
                 return Err(Error::unavailable("the preview", error));
             }
             Ok(Err(_)) | Err(_) => {}
@@ -45,10 +45,12 @@ fn is_own_end(stream: &TcpStream) -> bool {
 }
 
 /// This process or the machine has nothing left to connect with: says nothing of the program.
-fn is_out_of_means(error: &io::Error) -> bool {
+fn is_out_of_means(error: &io::Error, to: IpAddr) -> bool {
     use nix::errno::Errno;
     let code = error.raw_os_error().map(Errno::from_raw);
-    matches!(code, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS))
+    // No port is left for the near end. A machine without IPv6 says the same of `::1`.
+    let out_of_ports = to.is_ipv4() && matches!(code, Some(Errno::EADDRNOTAVAIL | Errno::EAGAIN));
+    out_of_ports || matches!(code, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM))
 }
 
 #[cfg(test)]
@@ -63,6 +65,17 @@ mod tests {
             let port = listener.local_addr().unwrap().port();
             assert!(to_port(port).await.unwrap().is_some(), "{address}");
         }
+    }
+
+    #[test]
+    fn to_be_out_of_means_is_not_to_find_nobody() {
+        use nix::errno::Errno;
+        let is_ours = |code: Errno, to| is_out_of_means(&io::Error::from_raw_os_error(code as i32), to);
+        for code in [Errno::EMFILE, Errno::ENOMEM, Errno::EADDRNOTAVAIL] {
+            assert!(is_ours(code, LOOPBACK[0]), "{code}");
+        }
+        assert!(!is_ours(Errno::EADDRNOTAVAIL, LOOPBACK[1]), "there is no IPv6");
+        assert!(!is_ours(Errno::ECONNREFUSED, LOOPBACK[0]));
     }
 
     #[tokio::test]

@@ -50,8 +50,8 @@ const server = http.createServer((req, res) => {
       let bytes = 0;
       req.on('data', (data) => { bytes += data.length; hash.update(data); });
       req.on('end', () => {
-        const { method, url, headers, socket } = req;
-        const seen = { method, url, headers, bytes, sha: hash.digest('hex'), socket: socket.remotePort };
+        const { method, url, headers, trailers, socket } = req;
+        const seen = { method, url, headers, trailers, bytes, sha: hash.digest('hex'), socket: socket.remotePort };
         res.setHeader('content-type', 'application/json');
         res.end(JSON.stringify(seen));
       });

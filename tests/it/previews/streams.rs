@@ -6,7 +6,7 @@ use http::Method;
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    super::support::{eventually, soon},
+    super::support::{eventually, raw, soon},
     program::Preview,
 };
 
@@ -130,4 +130,44 @@ async fn an_early_answer_to_an_upload_is_heard() {
         assert_eq!(reply.status(), 413);
     }
     assert_eq!(preview.get("/").await.status, 200);
+}
+
+/// A request by the admin, as it stands.
+async fn sent(preview: &Preview, method: &str, rest: &str) -> String {
+    let (host, key) = (&preview.host, &preview.app.admin_key);
+    let head = format!("{method} / HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {key}\r\nConnection: close\r\n");
+    raw::raw_request(&preview.app.url, format!("{head}{rest}").as_bytes()).await.text
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_of_nothing_is_said_to_be_one() {
+    let preview = Preview::shows().await;
+    for method in ["POST", "PUT", "GET"] {
+        let seen = sent(&preview, method, "Content-Length: 0\r\n\r\n").await;
+        assert!(seen.contains(r#""content-length":"0""#), "{method}: {seen}");
+        let seen = sent(&preview, method, "\r\n").await;
+        assert!(seen.contains(r#""bytes":0"#) && !seen.contains(r#""content-length""#), "{method}: {seen}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_in_chunks_goes_on_with_any_method() {
+    let preview = Preview::shows().await;
+    for method in ["GET", "DELETE", "OPTIONS", "POST"] {
+        let body = "4\r\nbody\r\n3\r\ny x\r\n0\r\n\r\n";
+        let seen = sent(&preview, method, &format!("Transfer-Encoding: chunked\r\n\r\n{body}")).await;
+        assert!(seen.contains(r#""bytes":7"#), "{method}: {seen}");
+        assert_eq!(preview.get("/").await.status, 200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_after_a_body_does_not_say_who_asks() {
+    let preview = Preview::shows().await;
+    let names = "X-Checksum, X-Forwarded-For, X_Real_IP, Cookie";
+    let after = "X-Checksum: 1\r\nX-Forwarded-For: 10.0.0.1\r\nX_Real_IP: 10.0.0.1\r\nCookie: a=b\r\n";
+    let body = format!("4\r\nbody\r\n0\r\n{after}\r\n");
+    let rest = format!("Transfer-Encoding: chunked\r\nTrailer: {names}\r\n\r\n{body}");
+    let seen = sent(&preview, "POST", &rest).await;
+    assert!(seen.contains(r#""trailers":{"x-checksum":"1"}"#), "{seen}");
 }
