@@ -3,8 +3,11 @@
 
 pub mod asking;
 
+use std::borrow::Cow;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -50,13 +53,24 @@ pub struct Review {
     pub head_sha: String,
     pub feature_slug: Option<String>,
     pub status: ReviewStatus,
+    /// Raised whenever somebody begins it; whoever holds an older one writes nothing any more.
+    pub attempt: i64,
+    /// That it was begun is told.
+    pub started: bool,
+    /// A command or a worktree of an attempt may still be there.
+    pub uncleared: bool,
     pub auto_merge: bool,
     pub merge: Merge,
     pub merge_candidate: Option<String>,
+    /// Merges in a row that git could not carry out.
+    pub merge_failures: i32,
+    /// Why there is no merge, where that is nobody's decision.
+    pub merge_error: Option<String>,
     pub merge_sha: Option<String>,
     /// Empty where a command reviews.
     pub model: String,
     pub command: Vec<String>,
+    /// Where the review is queued, the command of an attempt before, which is to be gone first.
     pub command_id: Option<String>,
     pub summary: Option<String>,
     pub created_at: DateTime<Utc>,
@@ -105,16 +119,31 @@ impl Review {
     }
 
     /// Ready to be done again: the review, or where it passed, the merge. `None` where there is nothing to retry.
+    /// The command of the last attempt stays on record until it is gone, and so does a merge that may have been made.
     #[must_use]
     pub fn again(&self) -> Option<Self> {
-        let fresh = Self { merge: Merge::None, merge_candidate: None, completed_at: None, ..self.clone() };
+        let fresh =
+            Self { merge: Merge::None, merge_failures: 0, merge_error: None, completed_at: None, ..self.clone() };
         match (self.stage(), self.status, self.merge) {
             (Stage::Over, ReviewStatus::Failed | ReviewStatus::Error, _) => {
-                Some(Self { status: ReviewStatus::Queued, command_id: None, summary: None, ..fresh })
+                Some(Self { status: ReviewStatus::Queued, started: false, summary: None, ..fresh })
             }
             (Stage::Over, ReviewStatus::Passed, Merge::Blocked | Merge::Conflict) => Some(fresh),
             _ => None,
         }
+    }
+
+    /// Begun, or gone on with after whoever began it: this attempt's from here on.
+    #[must_use]
+    pub fn begun(self) -> Self {
+        let command_id = self.command_id.filter(|_| self.status == ReviewStatus::Running);
+        let uncleared = self.uncleared || !self.command.is_empty();
+        Self { status: ReviewStatus::Running, attempt: self.attempt + 1, started: true, uncleared, command_id, ..self }
+    }
+
+    /// Whether it is still the attempt that `mine` is of.
+    pub fn is_attempt(&self, mine: &Self) -> bool {
+        self.status == ReviewStatus::Running && self.attempt == mine.attempt
     }
 
     #[must_use]
@@ -135,7 +164,38 @@ impl Review {
 
     #[must_use]
     pub fn merged(self, merge: Merge, sha: Option<String>, now: DateTime<Utc>) -> Self {
-        Self { merge, merge_sha: sha, merge_candidate: None, completed_at: Some(now), ..self }
+        let merge_candidate = self.merge_candidate.filter(|_| merge != Merge::Merged);
+        Self { merge, merge_sha: sha, merge_candidate, completed_at: Some(now), ..self }
+    }
+
+    /// What the reviewer said, and why nothing came of the merge.
+    pub fn said(&self) -> Option<Cow<'_, str>> {
+        match (&self.summary, &self.merge_error) {
+            (Some(summary), Some(error)) => Some(format!("{summary}\n\n{error}").into()),
+            (summary, error) => summary.as_deref().or(error.as_deref()).map(Cow::from),
+        }
+    }
+
+    /// The command, as long as it is this attempt's.
+    pub fn own_command(&self) -> Option<&str> {
+        self.command_id.as_deref().filter(|_| self.status != ReviewStatus::Queued)
+    }
+
+    /// An event of it in the project's log.
+    pub fn event(&self, kind: &str, at: &str, actor: Option<Uuid>) -> Value {
+        let mut data =
+            json!({"type": kind, "id": self.id, "at": at, "branch": self.branch, "checkout_id": self.checkout_id});
+        if let Some(actor) = actor {
+            data["actor"] = actor.to_string().into();
+        }
+        if matches!(self.status, ReviewStatus::Passed | ReviewStatus::Failed | ReviewStatus::Error) {
+            data["status"] = json!(self.status);
+            data["summary"] = json!(self.said());
+        }
+        if let Some(sha) = &self.merge_sha {
+            data["merge_sha"] = sha.as_str().into();
+        }
+        data
     }
 }
 

@@ -271,7 +271,7 @@ async fn list(
 
 async fn cancel(State(service): State<Service>, Caller(caller): Caller, JobId(id): JobId) -> Result<Native<JobView>> {
     let job = service.jobs.get_own(&caller, &id).await?;
-    let job = service.jobs.cancel(&job).await?;
+    let job = service.jobs.cancel(&job, Some(caller.id)).await?;
     Ok(Native(StatusCode::OK, JobView::of(service.jobs.whole(job).await?)))
 }
 

@@ -1,5 +1,7 @@
 //! `/projects/{id}/reviews`. A review is queued by a checkin; here it is looked at and done again.
 
+use std::borrow::Cow;
+
 use axum::extract::State;
 use chrono::{DateTime, Utc};
 use http::Method;
@@ -56,7 +58,7 @@ struct ReviewView {
     /// `error`: there is no verdict.
     status: ReviewStatus,
     auto_merge: bool,
-    /// `blocked`: the branch is no longer at `head_sha`.
+    /// `blocked`: the branch is no longer at `head_sha`, or, as the summary then says, git could not carry the merge out.
     merge: Merge,
     /// Where the base was moved to.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -74,6 +76,7 @@ struct ReviewView {
 
 impl ReviewView {
     fn of(review: Review) -> Self {
+        let (command_id, summary) = (review.own_command().map(str::to_owned), review.said().map(Cow::into_owned));
         Self {
             id: review.id,
             project_id: review.project_id,
@@ -86,8 +89,8 @@ impl ReviewView {
             auto_merge: review.auto_merge,
             merge: review.merge,
             merge_sha: review.merge_sha,
-            command_id: review.command_id,
-            summary: review.summary,
+            command_id,
+            summary,
             created_at: review.created_at,
             completed_at: review.completed_at,
         }
@@ -104,7 +107,8 @@ async fn list(
     InProject(project): InProject,
     Query(query): Query<PageQuery>,
 ) -> Result<Paged<ReviewList>> {
-    let (before, limit) = query.parse::<String>()?;
+    let (before, limit) = query.parse::<ulid::Ulid>()?;
+    let before = before.map(|id| id.to_string());
     let found = reviews.page(&project.id, before.as_deref(), limit + 1).await?;
     let (found, next) = cut(found, limit, |review| review.id.clone());
     Ok(Paged { data: ReviewList { reviews: found.into_iter().map(ReviewView::of).collect() }, next })

@@ -316,11 +316,10 @@ impl Checkouts {
         wish: Wish,
         answer: Answer<CheckedIn>,
     ) -> Result<CheckedIn> {
-        let head = match self.get(project, id).await {
-            Ok(checkout) => self.inner.forge.branch(&project.id, &checkout.branch).await.map_err(Error::internal)?,
-            Err(error) => return Err(error),
-        };
-        let due = self.inner.reviews.due(project, head.as_deref(), wish).await?;
+        // One that is not to be checked in is refused before git is asked.
+        let checkout = self.alone(self.get(project, id).await?)?;
+        let head = self.inner.forge.branch(&project.id, &checkout.branch).await.map_err(Error::internal)?;
+        let due = self.inner.reviews.due(project, head.as_deref(), wish).await;
         let mut tx = self.inner.db.begin().await?;
         let checkout = self.active_alone(&mut tx, project, id).await?;
         let mut checkout = self.end_in(&mut tx, checkout, CheckoutStatus::CheckedIn, head.as_deref()).await?;
@@ -438,15 +437,17 @@ impl Checkouts {
 
     /// The checkout, active and nobody's session's, locked.
     async fn active_alone(&self, tx: &mut Conn, project: &Project, id: Uuid) -> Result<Checkout> {
-        let checkout = store::checkouts::lock(tx, &project.id, id).await?.ok_or_else(not_found)?;
+        self.alone(store::checkouts::lock(tx, &project.id, id).await?.ok_or_else(not_found)?)
+    }
+
+    fn alone(&self, checkout: Checkout) -> Result<Checkout> {
         let checkout = self.active(checkout)?;
         match checkout.session_id {
             None => Ok(checkout),
-            Some(session) => Err(Error::conflict(
-                "CHECKOUT_IN_SESSION",
-                "this checkout belongs to a session; use the session's routes",
-            )
-            .detail("session_id", session.to_string())),
+            Some(session) => {
+                let why = "this checkout belongs to a session; use the session's routes";
+                Err(Error::conflict("CHECKOUT_IN_SESSION", why).detail("session_id", session.to_string()))
+            }
         }
     }
 

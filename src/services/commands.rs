@@ -198,6 +198,16 @@ impl Commands {
         Ok(Started::New(command))
     }
 
+    /// Whether the project may start one more just now.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn has_room(&self, project: &str) -> Result<bool> {
+        let most = self.inner.quotas.project;
+        let (used, _) = store::commands::count_running(&mut self.inner.db.conn().await?, project, None).await?;
+        Ok(most <= 0 || used < most)
+    }
+
     async fn insert(
         &self,
         by: Uuid,

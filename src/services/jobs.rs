@@ -47,6 +47,8 @@ pub use self::{
 pub use crate::store::jobs::ArtifactRow;
 
 pub const RUN_TASK: &str = "job.run";
+/// Carries a job out that is a review.
+pub const REVIEW_TASK: &str = "review.run";
 
 /// A job that nobody tells the end of is looked at this often.
 const LOOK: Duration = Duration::from_secs(1);
@@ -289,14 +291,14 @@ impl Jobs {
     ///
     /// # Errors
     /// Those of the database.
-    pub async fn cancel(&self, job: &Job) -> Result<Job> {
+    pub async fn cancel(&self, job: &Job, by: Option<Uuid>) -> Result<Job> {
         let parts = &self.inner.parts;
         let mut tx = parts.core.begin().await?;
         let mut job = store::jobs::lock(&mut tx, &job.id).await?.ok_or_else(|| Error::not_found("job not found"))?;
         let Some(moves) = self.decide(&job, Happening::Cancelled) else { return Ok(job) };
         let mut told = self.apply(&mut tx, &mut job, &moves, states::Ending::default()).await?;
         if job.project_id.is_some() {
-            told.join(self.cancel_review(&mut tx, &job).await?);
+            told.join(self.cancel_review(&mut tx, &job, by).await?);
         } else {
             store::tasks::cancel(&mut tx, RUN_TASK, &job.id).await?;
         }

@@ -9,7 +9,11 @@ use crate::{
     store::{self, processes::Row},
 };
 
-use super::{callouts::Callouts, jobs::RUN_TASK, webhooks::Webhooks};
+use super::{
+    callouts::Callouts,
+    jobs::{REVIEW_TASK, RUN_TASK},
+    webhooks::Webhooks,
+};
 
 /// What the service is made of.
 #[derive(Clone)]
@@ -42,7 +46,7 @@ impl Pool {
     /// Those of the database.
     pub async fn survey(&self) -> Result<Survey> {
         let mut conn = self.parts.db.conn().await?;
-        let processes = store::processes::living(&mut conn, RUN_TASK).await?;
+        let processes = store::processes::living(&mut conn, &[RUN_TASK, REVIEW_TASK]).await?;
         let waiting = store::tasks::depths(&mut conn).await?;
         Ok(Survey { processes, waiting })
     }

@@ -2,13 +2,13 @@
 //! through is `reviews/running.rs`; its job, by which clients wait for it, is `jobs/reviewed.rs`.
 
 mod command;
+mod ending;
 mod merging;
 mod model;
 mod running;
 
 use std::{sync::Arc, time::Duration};
 
-use serde_json::json;
 use uuid::Uuid;
 
 use super::{
@@ -38,8 +38,7 @@ use crate::{
 };
 
 pub use self::running::Reviewing;
-
-pub const REVIEW_TASK: &str = "review.run";
+pub use super::jobs::REVIEW_TASK;
 
 #[derive(Clone)]
 pub struct Reviews {
@@ -90,19 +89,25 @@ impl Reviews {
         Self { inner: Arc::new(parts) }
     }
 
+    /// Whether somebody is there to review, and the checkin does not skip it.
+    pub fn is_wanted(&self, project: &Project, wish: Wish) -> bool {
+        !wish.skip && self.reviewer(project).is_some()
+    }
+
     /// Whether a branch whose head this is will be reviewed: somebody is there to do it, the default
-    /// branch lacks something of it, and the checkin does not skip it.
-    ///
-    /// # Errors
-    /// Those of git.
-    pub async fn due(&self, project: &Project, head: Option<&str>, wish: Wish) -> Result<Option<Due>> {
+    /// branch lacks something of it, and the checkin does not skip it. A review of nothing does no
+    /// harm, so what git cannot tell holds no checkin up.
+    pub async fn due(&self, project: &Project, head: Option<&str>, wish: Wish) -> Option<Due> {
         let (Some(head), Some(reviewer)) = (head.filter(|_| !wish.skip), self.reviewer(project)) else {
-            return Ok(None);
+            return None;
         };
         let base = &project.default_branch;
-        let is_ahead = self.inner.forge.has_beyond(&project.id, head, base).await.map_err(Error::internal)?;
+        let is_ahead = self.inner.forge.has_beyond(&project.id, head, base).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, project.id, "what a branch is ahead by is not known, so it is reviewed");
+            true
+        });
         let due = || Due { reviewer, base: base.clone(), head_sha: head.to_owned(), auto_merge: wish.auto_merge };
-        Ok(is_ahead.then(due))
+        is_ahead.then(due)
     }
 
     fn reviewer(&self, project: &Project) -> Option<Reviewer> {
@@ -126,9 +131,14 @@ impl Reviews {
             head_sha: due.head_sha.clone(),
             feature_slug: checkout.feature_slug.clone(),
             status: ReviewStatus::Queued,
+            attempt: 0,
+            started: false,
+            uncleared: false,
             auto_merge: due.auto_merge,
             merge: Merge::None,
             merge_candidate: None,
+            merge_failures: 0,
+            merge_error: None,
             merge_sha: None,
             model: String::new(),
             command: Vec::new(),
@@ -190,7 +200,7 @@ impl Reviews {
             unshown = self.tell_queued(&mut tx, &again, by).await?;
         }
         store::reviews::save(&mut tx, &again).await?;
-        // Whoever still clears up after the last time goes on with it.
+        // Whoever still clears up after the last time goes on with it, once that is done.
         store::tasks::insert_once(&mut tx, &task(&again)).await?;
         answer.keep(&mut tx, &again).await?;
         tx.commit().await?;
@@ -209,10 +219,9 @@ impl Reviews {
         for (id, _) in all.iter().filter(|(_, at_work)| *at_work) {
             inner.jobs.cancel_any(id).await?;
         }
+        let ids: Vec<String> = all.into_iter().map(|(id, _)| id).collect();
         let mut conn = inner.db.conn().await?;
-        for (id, _) in &all {
-            store::tasks::cancel(&mut conn, REVIEW_TASK, id).await?;
-        }
+        store::tasks::cancel_all(&mut conn, REVIEW_TASK, &ids).await?;
         store::reviews::block_merges(&mut conn, project, inner.clock.now()).await?;
         Ok(())
     }
@@ -231,18 +240,7 @@ impl Reviews {
 
     /// Appends to the project's activity.
     async fn activity(&self, tx: &mut Conn, review: &Review, kind: &str, actor: Option<Uuid>) -> Result<Unshown> {
-        let mut data = json!({"type": kind, "id": review.id, "at": stamp(&self.inner.clock), "branch": review.branch,
-                              "checkout_id": review.checkout_id});
-        if let Some(actor) = actor {
-            data["actor"] = actor.to_string().into();
-        }
-        if matches!(review.status, ReviewStatus::Passed | ReviewStatus::Failed | ReviewStatus::Error) {
-            data["status"] = json!(review.status);
-            data["summary"] = json!(review.summary);
-        }
-        if let Some(sha) = &review.merge_sha {
-            data["merge_sha"] = sha.as_str().into();
-        }
+        let data = review.event(kind, &stamp(&self.inner.clock), actor);
         record_activity(tx, &self.inner.streams, &review.project_id, &data).await
     }
 }

@@ -170,7 +170,9 @@ impl Sessions {
         let (status, checkout_status) = plan.reason.outcome();
         let now = inner.clock.now();
         let due = match plan.reason {
-            EndReason::Checkin => inner.checkouts.due(&session.project_id, &session.branch, plan.review).await?,
+            EndReason::Checkin => {
+                inner.checkouts.due(&session.project_id, &session.branch, plan.review, task.attempt).await?
+            }
             _ => None,
         };
         let mut tx = inner.db.begin().await?;

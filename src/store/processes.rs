@@ -7,7 +7,10 @@ use chrono::{DateTime, Utc};
 use sqlx::{query, query_as, query_scalar};
 use uuid::Uuid;
 
-use crate::database::{Conn, DbError};
+use crate::{
+    database::{Conn, DbError},
+    domain::task::Lane,
+};
 
 /// A process as operators see it.
 #[derive(sqlx::FromRow)]
@@ -91,16 +94,16 @@ pub async fn one_listens_on(c: &mut Conn, port: i32) -> Result<bool, DbError> {
 }
 
 /// Those that live, the oldest first.
-pub async fn living(c: &mut Conn, job_kind: &str) -> Result<Vec<Row>, DbError> {
+pub async fn living(c: &mut Conn, job_kinds: &[&str]) -> Result<Vec<Row>, DbError> {
     let sql = "select p.id, p.host, p.version, p.started_at, p.seen_at, p.slots, coalesce(b.used, 0) as used
                from process p
                left join (
                    select t.owner, count(*) as used
-                   from job j join task t on t.kind = $1 and t.subject = j.id
-                   where j.state = 'running' and t.owner is not null
+                   from job j join task t on t.kind = any($1) and t.subject = j.id
+                   where j.state = 'running' and t.owner is not null and t.lane = $2
                    group by t.owner
                ) b on b.owner = p.id
                where p.expires_at > now()
                order by p.started_at";
-    c.all(query_as(sql).bind(job_kind)).await
+    c.all(query_as(sql).bind(job_kinds).bind(Lane::Jobs.number())).await
 }

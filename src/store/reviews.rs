@@ -58,7 +58,8 @@ pub async fn page(c: &mut Conn, project: &str, before: Option<&str>, limit: i64)
 pub async fn save(c: &mut Conn, r: &Review) -> Result<(), DbError> {
     let sql = "update review
                set status = $2, merge = $3, merge_candidate = $4, merge_sha = $5, model = $6, command = $7, command_id = $8,
-                   summary = $9, completed_at = $10
+                   summary = $9, completed_at = $10, attempt = $11, started = $12, uncleared = $13,
+                   merge_failures = $14, merge_error = $15
                where id = $1";
     let query = query(sql)
         .bind(&r.id)
@@ -70,14 +71,19 @@ pub async fn save(c: &mut Conn, r: &Review) -> Result<(), DbError> {
         .bind(&r.command)
         .bind(&r.command_id)
         .bind(&r.summary)
-        .bind(r.completed_at);
+        .bind(r.completed_at)
+        .bind(r.attempt)
+        .bind(r.started)
+        .bind(r.uncleared)
+        .bind(r.merge_failures)
+        .bind(&r.merge_error);
     c.execute(query).await.map(drop)
 }
 
-/// The command that reviews. False where the review is not at it any more.
-pub async fn set_command(c: &mut Conn, id: &str, command: &str) -> Result<bool, DbError> {
-    let sql = "update review set command_id = $2 where id = $1 and status = 'running'";
-    c.execute(query(sql).bind(id).bind(command)).await.map(|n| n == 1)
+/// The command that reviews. False where this attempt is over.
+pub async fn set_command(c: &mut Conn, id: &str, attempt: i64, command: &str) -> Result<bool, DbError> {
+    let sql = "update review set command_id = $3 where id = $1 and attempt = $2 and status = 'running'";
+    c.execute(query(sql).bind(id).bind(attempt).bind(command)).await.map(|n| n == 1)
 }
 
 /// Every review of a project, and whether it is still at work.
@@ -92,8 +98,8 @@ pub async fn block_merges(c: &mut Conn, project: &str, now: DateTime<Utc>) -> Re
     c.execute(query(sql).bind(project).bind(now)).await.map(drop)
 }
 
-/// Whether a review is at the stage of being reviewed.
-pub async fn is_running(c: &mut Conn, id: &str) -> Result<bool, DbError> {
-    let sql = "select exists (select from review where id = $1 and status = 'running')";
-    c.scalar(query_scalar(sql).bind(id)).await
+/// Whether a review is being reviewed, by this attempt.
+pub async fn is_at(c: &mut Conn, id: &str, attempt: i64) -> Result<bool, DbError> {
+    let sql = "select exists (select from review where id = $1 and attempt = $2 and status = 'running')";
+    c.scalar(query_scalar(sql).bind(id).bind(attempt)).await
 }

@@ -185,6 +185,17 @@ pub async fn cancel(c: &mut Conn, kind: &str, subject: &str) -> Result<(), DbErr
     c.execute(query("delete from task where kind = $1 and subject = $2").bind(kind).bind(subject)).await.map(drop)
 }
 
+/// As [`cancel`], of many subjects.
+pub async fn cancel_all(c: &mut Conn, kind: &str, subjects: &[String]) -> Result<(), DbError> {
+    for sql in [
+        "delete from task_later where kind = $1 and subject = any($2)",
+        "delete from task where kind = $1 and subject = any($2)",
+    ] {
+        c.execute(query(sql).bind(kind).bind(subjects)).await?;
+    }
+    Ok(())
+}
+
 /// As [`release`], and [`defer`] where there is a delay, many at once.
 pub async fn put_back_all(c: &mut Conn, ids: &[i64], fences: &[i64], delays_s: &[f64]) -> Result<(), DbError> {
     let sql = "with back as (

@@ -1,6 +1,7 @@
 //! Reviews: what a checkin queues, and what a command says of a branch. And the words that the
 //! other stories of reviews are told in.
 
+mod attempts;
 mod commands;
 mod crashes;
 mod ends;
@@ -9,7 +10,7 @@ mod models;
 mod retries;
 mod rights;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -129,6 +130,33 @@ pub async fn head(api: &Api, branch: &str) -> Option<String> {
     let list = api.get("/projects/p/checkout/branches").await.data(200);
     let found = list["branches"].as_array().expect("a list").iter().find(|one| one["name"] == branch).cloned();
     found.map(|one| one["commit_sha"].as_str().expect("a commit").to_owned())
+}
+
+/// The project's repository on the git host.
+pub fn repository(app: &TestApp) -> PathBuf {
+    app.ground.data_dir().join("git/p.git")
+}
+
+/// An object of the repository, which is away until [`Away::back`].
+pub struct Away {
+    from: PathBuf,
+    to: PathBuf,
+}
+
+impl Away {
+    pub fn object(repository: &Path, sha: &str) -> Self {
+        Self::path(&repository.join("objects").join(&sha[..2]).join(&sha[2..]))
+    }
+
+    pub fn path(from: &Path) -> Self {
+        let away = Self { from: from.to_owned(), to: from.with_extension("away") };
+        std::fs::rename(&away.from, &away.to).expect("it is there");
+        away
+    }
+
+    pub fn back(self) {
+        std::fs::rename(&self.to, &self.from).expect("nobody else has made it");
+    }
 }
 
 /// A clone that may push anywhere.
@@ -275,7 +303,10 @@ async fn reviews_are_listed_newest_first_page_by_page() {
     let rest = app.admin().get(&format!("{REVIEWS}?limit=2&cursor={}", first.cursor().unwrap())).await;
     assert_eq!([listed(&first.data(200)), listed(&rest.data(200))].concat(), ids);
     assert_eq!(rest.cursor(), None);
-    app.admin().get(&format!("{REVIEWS}?cursor=nonsense!")).await.refusal(400, "BAD_REQUEST");
+    // What is no text, no id of a review, and a NUL.
+    for bad in ["nonsense!", "enp6", "AA"] {
+        app.admin().get(&format!("{REVIEWS}?cursor={bad}")).await.refusal(400, "BAD_REQUEST");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,9 +16,14 @@ fn review() -> Review {
         head_sha: "a".repeat(40),
         feature_slug: None,
         status: ReviewStatus::Queued,
+        attempt: 0,
+        started: false,
+        uncleared: false,
         auto_merge: false,
         merge: Merge::None,
         merge_candidate: None,
+        merge_failures: 0,
+        merge_error: None,
         merge_sha: None,
         model: String::new(),
         command: vec!["true".into()],
@@ -74,6 +79,36 @@ fn a_summary_is_cut_between_characters() {
     assert_eq!(kept(" a\0b\n"), "a\u{fffd}b");
     let long = kept(&format!("a{}", "é".repeat(SUMMARY_MAX)));
     assert!(long.ends_with('…') && long.len() <= SUMMARY_MAX + 3);
+}
+
+#[test]
+fn an_attempt_is_over_for_whoever_began_it_when_another_one_has_begun() {
+    let first = review().begun();
+    assert!(first.is_attempt(&first) && first.uncleared);
+    let with_command = Review { command_id: Some("cmd".into()), ..first.clone() };
+    let taken_over = with_command.clone().begun();
+    assert!(!taken_over.is_attempt(&with_command), "somebody else goes on with it");
+    assert_eq!(taken_over.command_id.as_deref(), Some("cmd"), "and follows its command on");
+    let ended = with_command.judged(ReviewStatus::Error, None, DateTime::UNIX_EPOCH);
+    assert!(!ended.is_attempt(&first));
+    let again = ended.again().expect("there is no verdict");
+    assert!(!again.is_attempt(&first), "asked for again is not begun");
+    assert_eq!((again.command_id.as_deref(), again.own_command()), (Some("cmd"), None), "it may still run");
+    let second = again.begun();
+    assert!(second.is_attempt(&second) && !second.is_attempt(&first));
+    assert_eq!(second.command_id, None);
+}
+
+#[test]
+fn a_merge_that_may_have_been_made_is_remembered_until_it_is_told() {
+    let passed = Review { auto_merge: true, merge_candidate: Some("c".into()), ..review() };
+    let passed = passed.judged(ReviewStatus::Passed, Some("fine".into()), DateTime::UNIX_EPOCH);
+    let blocked = Review { merge_error: Some("git failed".into()), ..passed };
+    let blocked = blocked.merged(Merge::Blocked, None, DateTime::UNIX_EPOCH);
+    assert_eq!(blocked.said().as_deref(), Some("fine\n\ngit failed"));
+    let again = blocked.again().expect("it is not merged");
+    assert_eq!((again.merge_candidate.as_deref(), again.said().as_deref()), (Some("c"), Some("fine")));
+    assert_eq!(again.merged(Merge::Merged, Some("c".into()), DateTime::UNIX_EPOCH).merge_candidate, None);
 }
 
 fn statuses() -> impl Strategy<Value = ReviewStatus> {

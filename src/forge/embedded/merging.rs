@@ -13,6 +13,8 @@ use super::{
 /// For what reads much of a repository.
 const LIMIT: Duration = Duration::from_mins(2);
 const TRIES: u32 = 5;
+/// The id of a tree and its newline fit into it.
+const TREE: usize = 128;
 
 /// A branch that is to be moved, and what must hold when it is.
 #[derive(Debug, Clone, Copy)]
@@ -30,6 +32,11 @@ impl EmbeddedHost {
         let Some(base) = self.branch(project, base).await? else { return Ok(false) };
         let args = ["rev-list", "--max-count=1", sha, &format!("^{base}"), "--"];
         Ok(!self.run(project)?.args(args).deadline(LIMIT).text().await?.is_empty())
+    }
+
+    /// Whether the repository has an object of this id, in a branch or not.
+    pub async fn knows(&self, project: &str, sha: &str) -> Result<bool, GitError> {
+        Ok(self.run(project)?.args(["cat-file", "-e", sha]).maybe().await?.is_some())
     }
 
     /// Whether `later` has the commit `earlier`.
@@ -51,8 +58,9 @@ impl EmbeddedHost {
         if self.fork(project, onto, head).await?.is_none() {
             return Ok(None);
         }
+        // Of a conflict's files, which may be any number, nobody reads the names.
         let args = ["merge-tree", "--write-tree", "--no-messages", "--name-only", onto, head];
-        let finished = self.run(project)?.args(args).deadline(LIMIT).finish().await?;
+        let finished = self.run(project)?.args(args).deadline(LIMIT).keep(TREE).finish().await?;
         if finished.status.code() == Some(1) {
             return Ok(None);
         }

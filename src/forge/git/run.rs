@@ -41,6 +41,8 @@ pub struct Run {
     subcommand: String,
     deadline: Duration,
     output_limit: usize,
+    /// What it prints beyond the limit is passed over.
+    passes_over: bool,
     stdin: Vec<u8>,
 }
 
@@ -79,6 +81,7 @@ impl Run {
             subcommand: String::new(),
             deadline: DEADLINE,
             output_limit: OUTPUT_LIMIT,
+            passes_over: false,
             stdin: Vec::new(),
         };
         run.config("safe.directory", "*")
@@ -154,6 +157,12 @@ impl Run {
         self
     }
 
+    /// Keeps the first bytes that the run prints and passes over the others, in place of the limit.
+    #[must_use]
+    pub fn keep(self, bytes: usize) -> Self {
+        Self { output_limit: bytes, passes_over: true, ..self }
+    }
+
     /// The command itself, for who connects the pipes on their own.
     pub fn into_command(mut self) -> Command {
         self.command.env("GIT_CONFIG_COUNT", self.config.len().to_string());
@@ -168,13 +177,13 @@ impl Run {
     pub async fn finish(mut self) -> Result<Finished, GitError> {
         let subcommand = std::mem::take(&mut self.subcommand);
         let stdin = std::mem::take(&mut self.stdin);
-        let (deadline, limit) = (self.deadline, self.output_limit);
+        let (deadline, limit, passes_over) = (self.deadline, self.output_limit, self.passes_over);
         let io = |error| GitError::Io { what: format!("git {subcommand}"), error };
         let mut command = self.into_command();
         command.stdin(if stdin.is_empty() { Stdio::null() } else { Stdio::piped() });
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut group = ProcessGroup::spawn(command).map_err(io)?;
-        let run = converse(&mut group, &stdin, limit);
+        let run = converse(&mut group, &stdin, limit, passes_over);
         match tokio::time::timeout(deadline, run).await {
             Ok(Ok((status, stdout, stderr))) => {
                 let stderr = String::from_utf8_lossy(&stderr).trim().to_owned();
@@ -254,7 +263,7 @@ impl Finished {
 
 type Conversation = (ExitStatus, Vec<u8>, Vec<u8>);
 
-async fn converse(group: &mut ProcessGroup, stdin: &[u8], limit: usize) -> io::Result<Conversation> {
+async fn converse(group: &mut ProcessGroup, stdin: &[u8], limit: usize, passes_over: bool) -> io::Result<Conversation> {
     let pipe = group.stdin();
     let (stdout, stderr) = (group.stdout(), group.stderr());
     let feed = async {
@@ -264,7 +273,8 @@ async fn converse(group: &mut ProcessGroup, stdin: &[u8], limit: usize) -> io::R
         }
         Ok(())
     };
-    let (stdout, stderr, ()) = tokio::try_join!(read_all(stdout, limit), read_some(stderr, STDERR_KEPT), feed)?;
+    let read = async { if passes_over { read_some(stdout, limit).await } else { read_all(stdout, limit).await } };
+    let (stdout, stderr, ()) = tokio::try_join!(read, read_some(stderr, STDERR_KEPT), feed)?;
     Ok((group.wait().await?, stdout, stderr))
 }
 
@@ -328,6 +338,8 @@ mod tests {
         let (printed, more) = run("yes").first(1001).await.unwrap();
         assert_eq!((printed.len(), more), (1001, true));
         assert_eq!(run("printf abc").first(3).await.unwrap(), (b"abc".to_vec(), false));
+        let finished = run("yes | head -c 20000000; exit 1").keep(5).finish().await.unwrap();
+        assert_eq!((finished.stdout.as_slice(), finished.status.code()), (&b"y\ny\ny"[..], Some(1)));
         let failed = run("echo abc; echo why >&2; exit 3").first(100).await;
         assert!(matches!(failed, Err(GitError::Failed { stderr, .. }) if stderr.contains("why")));
     }

@@ -15,15 +15,27 @@ use crate::{
     streams::Unshown,
 };
 
+/// Of an end that git does not answer.
+const TRIES: i32 = 3;
+
 impl Checkouts {
-    /// What a checkin of this branch will have reviewed. Asks the git host, so before the transaction.
+    /// What a checkin of this branch will have reviewed. Asks the git host, so before the transaction; one
+    /// that cannot tell where the branch is, not even at the last of some tries, holds no end up.
     ///
     /// # Errors
-    /// Those of git.
-    pub async fn due(&self, project: &str, branch: &str, wish: Wish) -> Result<Option<Due>> {
-        let Some(project) = self.inner.projects.find(project).await?.filter(|_| !wish.skip) else { return Ok(None) };
-        let head = self.inner.forge.branch(&project.id, branch).await.map_err(Error::internal)?;
-        self.inner.reviews.due(&project, head.as_deref(), wish).await
+    /// Those of the database; those of git at a try before the last.
+    pub async fn due(&self, project: &str, branch: &str, wish: Wish, tries: i32) -> Result<Option<Due>> {
+        let inner = &self.inner;
+        let found = inner.projects.find(project).await?;
+        let Some(project) = found.filter(|project| inner.reviews.is_wanted(project, wish)) else { return Ok(None) };
+        let head = match inner.forge.branch(&project.id, branch).await {
+            Err(error) if tries >= TRIES => {
+                tracing::error!(%error, project.id, branch, "nothing is reviewed: git does not say where the branch is");
+                return Ok(None);
+            }
+            head => head.map_err(Error::internal)?,
+        };
+        Ok(inner.reviews.due(&project, head.as_deref(), wish).await)
     }
 
     /// Queues the review of a checkout that ends in this transaction.

@@ -1,7 +1,7 @@
 //! Jobs that are a project's reviews: read, followed and cancelled like any other. What carries one
 //! out is `services/reviews`, which says here what befalls the job.
 
-use serde_json::json;
+use uuid::Uuid;
 
 use super::{
     super::projects::{record_activity, stamp},
@@ -65,15 +65,14 @@ impl Jobs {
     }
 
     /// A job that is cancelled leaves its review without a verdict. Its task stays: it clears up.
-    pub(super) async fn cancel_review(&self, tx: &mut Conn, job: &Job) -> Result<Unshown> {
+    pub(super) async fn cancel_review(&self, tx: &mut Conn, job: &Job, by: Option<Uuid>) -> Result<Unshown> {
         let parts = &self.inner.parts;
         let found = store::reviews::lock(tx, &job.id).await?;
         let Some(review) = found else { return Ok(Unshown::default()) };
         let why = Some("the review was cancelled".to_owned());
         let review = review.judged(ReviewStatus::Error, why, parts.clock.now());
         store::reviews::save(tx, &review).await?;
-        let data = json!({"type": "review.failed", "id": review.id, "at": stamp(&parts.clock), "branch": review.branch,
-                          "checkout_id": review.checkout_id, "status": review.status, "summary": review.summary});
+        let data = review.event("review.failed", &stamp(&parts.clock), by);
         record_activity(tx, &parts.streams, &review.project_id, &data).await
     }
 
@@ -82,9 +81,9 @@ impl Jobs {
     /// # Errors
     /// Those of the database.
     pub async fn cancel_any(&self, id: &str) -> Result<()> {
-        let found = store::jobs::lock(&mut self.inner.parts.db.conn().await?, id).await?;
+        let found = store::jobs::find(&mut self.inner.parts.db.conn().await?, id, self.past()).await?;
         let Some(job) = found else { return Ok(()) };
-        match self.cancel(&job).await {
+        match self.cancel(&job, None).await {
             Err(error) if error.kind() != crate::error::Kind::NotFound => Err(error),
             _ => Ok(()),
         }

@@ -13,7 +13,7 @@ use super::{
         receipts::{Answer, Keep},
     },
     Reviewing,
-    running::{LOOK, Outcome},
+    running::{LOOK, NO_ROOM, Outcome, is_stale},
 };
 use crate::{
     database::Conn,
@@ -28,13 +28,12 @@ use crate::{
 
 /// Of an output, at its end, for the summary.
 const TAIL: usize = 2000;
-/// Pause where the project has no room for another command.
-const NO_ROOM: Duration = Duration::from_secs(2);
 
-/// Notes the command in the transaction that starts it, which is one of this claim's.
+/// Notes the command in the transaction that starts it, which is one of this claim's and of this attempt.
 struct Note {
     queue: Queue,
     task: Claimed,
+    attempt: i64,
 }
 
 impl Keep for Note {
@@ -42,7 +41,8 @@ impl Keep for Note {
         async move {
             self.queue.hold(tx, &self.task).await?;
             let id = shown.as_str().unwrap_or_default();
-            if store::reviews::set_command(tx, &self.task.subject, id).await? { Ok(()) } else { Err(stale()) }
+            let is_noted = store::reviews::set_command(tx, &self.task.subject, self.attempt, id).await?;
+            if is_noted { Ok(()) } else { Err(stale()) }
         }
         .boxed()
     }
@@ -65,7 +65,7 @@ impl Reviewing {
             },
         };
         tokio::select! {
-            () = self.is_given_up(&review.id) => Ok(Outcome::GivenUp),
+            () = self.is_given_up(review) => Ok(Outcome::GivenUp),
             ended = self.end_of(command) => self.verdict(&ended?).await,
         }
     }
@@ -77,19 +77,28 @@ impl Reviewing {
         if let Err(error) = check_program(&program) {
             return Ok(Err(could_not(&error)));
         }
-        let made = parts.workspaces.add_review(&project.id, &review.id, &review.head_sha, &parts.site.local).await;
+        if !parts.queue.is_sure() {
+            return Err(stale());
+        }
+        let (id, attempt) = (&review.id, review.attempt);
+        let made = parts.workspaces.add_review(&project.id, id, attempt, &review.head_sha, &parts.site.local).await;
         if let Err(error) = made {
             tracing::warn!(%error, review.id, "a review has no worktree yet");
             return Ok(Err(Outcome::later("the commit could not be checked out in the project's place")));
         }
-        let path = parts.workspaces.review_path(&project.id, &review.id);
-        let note = Note { queue: parts.queue.clone(), task: task.clone() };
+        let path = parts.workspaces.review_path(&project.id, id, attempt);
+        let note = Note { queue: parts.queue.clone(), task: task.clone(), attempt };
         let answer = Answer::kept_by(Arc::new(note), |command: &Command| json!(command.command_id));
         let at = At::Worktree { path: &path, branch: &review.branch };
         let new = self.asked(review, program);
         match parts.commands.start_at(review.created_by, &project, at, new, answer).await {
             Ok(Started::New(command) | Started::Before(command)) => Ok(Ok(command)),
             Err(error) if error.kind() == Kind::Limited => Ok(Err(Outcome::Again(NO_ROOM))),
+            Err(error) if is_stale(&error) => {
+                // Nobody else looks for what this attempt has made after it was over.
+                let removed = parts.workspaces.remove_review_of(&project.id, id, attempt).await;
+                Err(removed.err().unwrap_or(error))
+            }
             Err(error) if error.kind() == Kind::Unavailable || error.hidden_cause().is_some() => Err(error),
             Err(error) => Ok(Err(could_not(&error))),
         }
@@ -156,10 +165,11 @@ impl Reviewing {
         Ok(text.trim().to_owned())
     }
 
-    /// Ends the command of a review that is over, if it still runs.
+    /// Ends the command of an attempt that is over, if it still runs.
     pub(super) async fn end_command(&self, review: &Review) -> Result<()> {
         let parts = self.parts();
         let now = store::reviews::find_any(&mut parts.core.conn().await?, &review.id).await?;
+        let now = now.filter(|now| now.attempt == review.attempt);
         let Some(id) = now.and_then(|review| review.command_id) else { return Ok(()) };
         let command = match parts.commands.get(&review.project_id, &id).await {
             Err(error) if error.kind() == Kind::NotFound => return Ok(()),

@@ -19,14 +19,8 @@ use crate::{
     queue::stale,
 };
 
-/// Pause where there is no seat.
-const NO_SEAT: Duration = Duration::from_secs(1);
-
 impl Reviewing {
-    pub(super) async fn by_model(&self, review: &Review, seat: Option<Seat>) -> Result<Outcome> {
-        let Some(seat) = seat.or_else(|| self.parts().upstreams.seat(&review.model)) else {
-            return Ok(Outcome::Again(NO_SEAT));
-        };
+    pub(super) async fn by_model(&self, review: &Review, seat: Seat) -> Result<Outcome> {
         let diff = match self.diff(review).await {
             Ok(Some(diff)) => diff,
             Ok(None) => return Ok(Outcome::never(format!("the branch {} is gone", review.base))),
@@ -41,7 +35,7 @@ impl Reviewing {
         let body = Bytes::from(asking::chat(review, &diff).to_string());
         drop(diff);
         let answer = tokio::select! {
-            () = self.is_given_up(&review.id) => return Ok(Outcome::GivenUp),
+            () = self.is_given_up(review) => return Ok(Outcome::GivenUp),
             answer = self.answer(&seat, body) => answer,
         };
         Ok(match answer {

@@ -5,18 +5,14 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, future::BoxFuture};
-use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    super::jobs::{Ending, Told},
-    Parts, REVIEW_TASK, Reviews,
-};
+use super::{super::jobs::Ending, Parts, REVIEW_TASK, Reviews};
 use crate::{
     domain::{
-        job::{Happening, Retry, Then},
-        review::{Review, ReviewStatus, Stage, kept},
-        task::{DEATHS_MAX, Lane},
+        job::{Happening, Retry},
+        review::{Review, ReviewStatus, Stage},
+        task::Lane,
     },
     error::{Error, Kind, Result},
     models::Seat,
@@ -24,13 +20,18 @@ use crate::{
     store,
 };
 
-/// Pause before a step that failed is taken again.
-const RETRY: Duration = Duration::from_millis(300);
+/// Pause before a task without a seat is claimed again.
+const SEATLESS: Duration = Duration::from_millis(300);
 /// Pause before another attempt is made: the first one, and the longest.
 const LATER: Duration = Duration::from_secs(1);
 const LATEST: Duration = Duration::from_mins(1);
+/// Pause where the project has no room for another command: the first one, and the longest.
+pub(super) const NO_ROOM: Duration = Duration::from_secs(2);
+const STILL_NO_ROOM: Duration = Duration::from_secs(16);
 /// A review that nobody tells the end of is looked at this often.
 pub(super) const LOOK: Duration = Duration::from_secs(1);
+/// Claims after which what cannot be removed is left where it is.
+const CLEARS: i32 = 30;
 
 /// Carries reviews through.
 pub struct Reviewing {
@@ -76,31 +77,36 @@ impl Reviewing {
 
     /// As far as it goes now.
     async fn carry(&self, task: &Claimed, mut seat: Option<Seat>) -> Result<()> {
-        let mut cleared = false;
+        // The attempt that has nothing left to clear up.
+        let mut cleared = None;
         loop {
             let found = store::reviews::find_any(&mut self.parts().core.conn().await?, &task.subject).await?;
             let Some(review) = found else { return self.parts().queue.done(task).await };
             match review.stage() {
                 Stage::Review => {
-                    let Some(review) = self.begin(task).await? else { continue };
-                    let outcome = if review.model.is_empty() {
-                        self.by_command(task, &review).await?
-                    } else {
-                        self.by_model(&review, seat.take()).await?
+                    if !self.is_ready(task, &review, &mut seat).await? {
+                        return Ok(());
+                    }
+                    let Some(review) = self.begin(task, &review).await? else { continue };
+                    let outcome = match seat.take() {
+                        Some(seat) => self.by_model(&review, seat).await?,
+                        None => self.by_command(task, &review).await?,
                     };
                     // What a command wrote is gone before anybody hears of the verdict.
-                    cleared = review.model.is_empty() && self.clear(task, &review).await.is_ok();
-                    if self.conclude(task, outcome).await? {
+                    let is_clear = !review.uncleared || matches!(self.clear(task, &review).await, Ok(true));
+                    cleared = is_clear.then_some(review.attempt);
+                    if self.conclude(task, &review, outcome, is_clear).await? {
                         return Ok(());
                     }
                 }
                 Stage::Merge => self.merge(task, &review).await?,
                 Stage::Over => {
-                    if !cleared && !review.command.is_empty() {
-                        self.clear(task, &review).await?;
-                        cleared = true;
+                    let is_clear = !review.uncleared || cleared == Some(review.attempt);
+                    let is_clear = is_clear || self.clear(task, &review).await?;
+                    if !is_clear && task.attempt < CLEARS {
+                        return Err(Error::internal("the worktree of a review is still there"));
                     }
-                    if self.finish(task).await? {
+                    if self.finish(task, &review, is_clear).await? {
                         return Ok(());
                     }
                 }
@@ -108,18 +114,57 @@ impl Reviewing {
         }
     }
 
-    /// Marks it running; `None` where it was cancelled just now.
-    async fn begin(&self, task: &Claimed) -> Result<Option<Review>> {
+    /// Whether it can begin here and now. Where it cannot, the task was let go of and nobody hears of it.
+    async fn is_ready(&self, task: &Claimed, review: &Review, seat: &mut Option<Seat>) -> Result<bool> {
+        let parts = self.parts();
+        let line = super::task(review);
+        if (task.lane, &task.queue) != (line.lane.number(), &line.queue) {
+            // Somebody else reviews since it was put in.
+            let mut tx = parts.core.begin().await?;
+            parts.queue.finish(&mut tx, task).await?;
+            parts.queue.insert(&mut tx, &line).await?;
+            tx.commit().await?;
+            parts.queue.wake(line.lane, &line.queue);
+            return Ok(false);
+        }
+        if review.status == ReviewStatus::Queued && review.uncleared {
+            // The command of an attempt before is not to run beside this one's; a worktree of it may stay for now.
+            if self.clear(task, review).await? {
+                self.note_clear(task, review).await?;
+            }
+        }
+        if !review.model.is_empty() {
+            *seat = seat.take().or_else(|| parts.upstreams.seat(&line.queue));
+            if seat.is_none() {
+                parts.queue.give_back(task, LATER);
+            }
+            return Ok(seat.is_some());
+        }
+        *seat = None;
+        let needs_room = review.status == ReviewStatus::Queued;
+        let is_ready = !needs_room || parts.commands.has_room(&review.project_id).await?;
+        if !is_ready {
+            parts.queue.give_back(task, pause(NO_ROOM, STILL_NO_ROOM, task));
+        }
+        Ok(is_ready)
+    }
+
+    /// Marks it running, as an attempt of its own; `None` where it is not what it was a moment ago.
+    async fn begin(&self, task: &Claimed, seen: &Review) -> Result<Option<Review>> {
         let parts = self.parts();
         let mut tx = parts.core.begin().await?;
         parts.queue.hold(&mut tx, task).await?;
         let befallen = parts.jobs.befall(&mut tx, &task.subject, Happening::Claimed, Ending::default()).await?;
         let Some((_, mut told)) = befallen else { return self.without_job(tx, task).await };
-        let Some(mut review) = store::reviews::lock(&mut tx, &task.subject).await? else { return Ok(None) };
-        let is_first = review.status == ReviewStatus::Queued;
-        review.status = ReviewStatus::Running;
+        let Some(held) = store::reviews::lock(&mut tx, &task.subject).await? else { return Ok(None) };
+        let is_as_seen = (held.status, &held.model, &held.command) == (seen.status, &seen.model, &seen.command);
+        if !is_as_seen {
+            return Ok(None);
+        }
+        let is_told = held.started;
+        let review = held.begun();
         store::reviews::save(&mut tx, &review).await?;
-        if is_first {
+        if !is_told {
             told.join(self.reviews.activity(&mut tx, &review, "review.started", None).await?);
         }
         tx.commit().await?;
@@ -127,138 +172,33 @@ impl Reviewing {
         Ok(Some(review))
     }
 
-    /// A review at work whose job is not would be looked at for ever.
-    async fn without_job(&self, mut tx: crate::database::Conn, task: &Claimed) -> Result<Option<Review>> {
-        let Some(review) = store::reviews::lock(&mut tx, &task.subject).await? else { return Ok(None) };
-        if review.stage() == Stage::Review {
-            let why = Some("the review's job has ended without a verdict".to_owned());
-            let review = review.judged(ReviewStatus::Error, why, self.parts().clock.now());
-            store::reviews::save(&mut tx, &review).await?;
-        }
-        tx.commit().await?;
-        Ok(None)
-    }
-
-    /// Writes the outcome down, as often as it takes while the database is away. True where the task was let go of.
-    async fn conclude(&self, task: &Claimed, outcome: Outcome) -> Result<bool> {
-        loop {
-            match self.try_conclude(task, &outcome).await {
-                Err(error) if error.hidden_cause().is_some() => {
-                    tracing::warn!(%error, review.id = task.subject, "a review's end is not stored yet");
-                    tokio::time::sleep(RETRY).await;
-                }
-                concluded => return concluded,
-            }
-        }
-    }
-
-    async fn try_conclude(&self, task: &Claimed, outcome: &Outcome) -> Result<bool> {
+    /// Ends a command that nobody waits for any more, and removes the worktrees. False where one of them is left.
+    pub(super) async fn clear(&self, task: &Claimed, review: &Review) -> Result<bool> {
         let parts = self.parts();
-        let (happening, status, summary) = match outcome {
-            Outcome::GivenUp => return Ok(false),
-            Outcome::Judged { passed: true, summary } => (Happening::Answered, ReviewStatus::Passed, summary),
-            Outcome::Judged { passed: false, summary } => (Happening::Answered, ReviewStatus::Failed, summary),
-            Outcome::Failed { message, retry } => (Happening::Failed { retry: *retry }, ReviewStatus::Error, message),
-            Outcome::Again(_) => (Happening::GivenBack, ReviewStatus::Queued, &String::new()),
-        };
-        let mut tx = parts.core.begin().await?;
-        parts.queue.hold(&mut tx, task).await?;
-        let ending = ending(status, summary);
-        let befallen = parts.jobs.befall(&mut tx, &task.subject, happening, ending).await?;
-        // Cancelled meanwhile.
-        let Some((then, mut told)) = befallen else { return Ok(false) };
-        let review = store::reviews::lock(&mut tx, &task.subject).await?.ok_or_else(stale)?;
-        let pause = match (then, outcome) {
-            (Then::Again(_), Outcome::Again(pause)) => Some(*pause),
-            (Then::Again(pause), _) => Some(pause),
-            _ => None,
-        };
-        let review = match pause {
-            Some(_) => Review { status: ReviewStatus::Queued, command_id: None, ..review },
-            None => review.judged(status, Some(summary.clone()).filter(|text| !text.is_empty()), parts.clock.now()),
-        };
-        store::reviews::save(&mut tx, &review).await?;
-        if let Some(pause) = pause {
-            parts.queue.put_back(&mut tx, task, pause).await?;
-        } else {
-            let kind = if status == ReviewStatus::Passed { "review.passed" } else { "review.failed" };
-            told.join(self.reviews.activity(&mut tx, &review, kind, None).await?);
-        }
-        tx.commit().await?;
-        parts.jobs.tell(told);
-        if pause.is_some() {
-            self.reviews.wake(&review);
-            parts.queue.wake_later();
-        }
-        Ok(pause.is_some())
-    }
-
-    /// The last thing. False where it was asked for once more just now.
-    async fn finish(&self, task: &Claimed) -> Result<bool> {
-        let parts = self.parts();
-        let mut tx = parts.core.begin().await?;
-        parts.queue.hold(&mut tx, task).await?;
-        let review = store::reviews::lock(&mut tx, &task.subject).await?;
-        if review.is_some_and(|review| review.stage() != Stage::Over) {
-            return Ok(false);
-        }
-        parts.queue.finish(&mut tx, task).await?;
-        tx.commit().await?;
-        Ok(true)
-    }
-
-    /// Removes the worktree, and ends a command that nobody waits for any more.
-    async fn clear(&self, task: &Claimed, review: &Review) -> Result<()> {
         // What somebody else has begun meanwhile stays.
-        if !store::tasks::is_held(&mut self.parts().core.conn().await?, task.id, task.fence).await? {
+        if !store::tasks::is_held(&mut parts.core.conn().await?, task.id, task.fence).await? {
             return Err(stale());
         }
         self.end_command(review).await?;
-        let removed = self.parts().workspaces.remove_review(&review.project_id, &review.id).await;
-        removed.inspect_err(|error| tracing::warn!(%error, review.id, "the worktree of a review is left for now"))
-    }
-
-    /// Its workers kept dying; the task is put aside after this.
-    async fn give_up(&self, task: &Claimed) -> Result<()> {
-        let parts = self.parts();
-        let why = format!("{DEATHS_MAX} processes in a row died while they carried it through");
-        let mut tx = parts.core.begin().await?;
-        parts.queue.hold(&mut tx, task).await?;
-        let ending = Ending { error: Some(why.clone()), ..Ending::default() };
-        let befallen = parts.jobs.befall(&mut tx, &task.subject, Happening::Parked, ending).await?;
-        let Some(review) = store::reviews::lock(&mut tx, &task.subject).await? else { return Ok(()) };
-        let now = parts.clock.now();
-        let (review, kind) = match review.stage() {
-            Stage::Review => (review.judged(ReviewStatus::Error, Some(why), now), Some("review.failed")),
-            Stage::Merge => (review.merged(crate::domain::review::Merge::Blocked, None, now), None),
-            Stage::Over => (review, None),
-        };
-        store::reviews::save(&mut tx, &review).await?;
-        let mut unshown = crate::streams::Unshown::default();
-        if let Some(kind) = kind {
-            unshown = self.reviews.activity(&mut tx, &review, kind, None).await?;
+        if !parts.queue.is_sure() {
+            return Err(stale());
         }
-        tx.commit().await?;
-        if let Some((_, told)) = befallen {
-            self.tell(told);
-        }
-        parts.streams.show(unshown);
-        Ok(())
+        let removed = parts.workspaces.remove_review(&review.project_id, &review.id, review.attempt).await;
+        let removed =
+            removed.inspect_err(|error| tracing::warn!(%error, review.id, "the worktree of a review is left for now"));
+        Ok(removed.is_ok())
     }
 
-    fn tell(&self, told: Told) {
-        self.parts().jobs.tell(told);
-    }
-
-    /// Resolves when the review is not at work any more: it was cancelled, or it is somebody else's.
-    pub(super) async fn is_given_up(&self, id: &str) {
+    /// Resolves when this attempt is over: it was cancelled, or it is somebody else's.
+    pub(super) async fn is_given_up(&self, review: &Review) {
         loop {
             tokio::time::sleep(LOOK).await;
-            let looked = async { store::reviews::is_running(&mut self.parts().core.conn().await?, id).await };
+            let looked =
+                async { store::reviews::is_at(&mut self.parts().core.conn().await?, &review.id, review.attempt).await };
             match looked.await {
                 Ok(true) => {}
                 Ok(false) => return,
-                Err(error) => tracing::debug!(%error, review.id = id, "a review could not be looked at"),
+                Err(error) => tracing::debug!(%error, review.id, "a review could not be looked at"),
             }
         }
     }
@@ -266,28 +206,26 @@ impl Reviewing {
     /// An attempt that failed here may go well elsewhere, or a little later.
     fn let_go(&self, task: &Claimed, error: &Error) {
         let parts = self.parts();
-        if error.kind() == Kind::Unavailable && error.hidden_cause().is_none() {
+        if is_stale(error) {
             parts.metrics.stale_write(REVIEW_TASK);
             tracing::info!(review.id = task.subject, "another process carries this review on");
             // Unless only an answer of the database was lost.
             return parts.queue.give_back(task, Duration::ZERO);
         }
         tracing::warn!(%error, review.id = task.subject, "a review goes on shortly");
-        let times = u32::try_from(task.attempt - 1).unwrap_or(0).min(6);
-        parts.queue.give_back(task, (LATER * 2_u32.pow(times)).min(LATEST));
+        parts.queue.give_back(task, pause(LATER, LATEST, task));
     }
 }
 
-/// What its job shows.
-fn ending(status: ReviewStatus, summary: &str) -> Ending {
-    let summary = kept(summary);
-    let verdict = match status {
-        ReviewStatus::Passed => "pass",
-        ReviewStatus::Failed => "fail",
-        _ => return Ending { error: Some(summary), ..Ending::default() },
-    };
-    let result = json!({"verdict": verdict, "summary": summary});
-    Ending { result: Some(result.to_string().into_bytes()), ..Ending::default() }
+/// A write under an old fence was refused.
+pub(super) fn is_stale(error: &Error) -> bool {
+    error.kind() == Kind::Unavailable && error.hidden_cause().is_none()
+}
+
+/// Longer with each claim.
+fn pause(first: Duration, longest: Duration, task: &Claimed) -> Duration {
+    let times = u32::try_from(task.attempt - 1).unwrap_or(0).min(6);
+    (first * 2_u32.pow(times)).min(longest)
 }
 
 impl Perform for Reviewing {
@@ -300,7 +238,7 @@ impl Perform for Reviewing {
         let seat = is_models.then(|| self.parts().upstreams.seat(&task.queue)).flatten();
         async move {
             if is_models && seat.is_none() {
-                return self.parts().queue.give_back(&task, RETRY);
+                return self.parts().queue.give_back(&task, SEATLESS);
             }
             tokio::select! {
                 () = stop.cancelled() => {}

@@ -59,8 +59,9 @@ impl JobSubmit {
     async fn cancel(&self, attempt: &Attempt) -> Result<Value, Outcome> {
         let Some(id) = made(attempt, "job_id") else { return Ok(Value::Null) };
         let cancelled = async {
-            let job = self.jobs.get_own(&attempt.caller().await?, &id).await?;
-            self.jobs.cancel(&job).await
+            let caller = attempt.caller().await?;
+            let job = self.jobs.get_own(&caller, &id).await?;
+            self.jobs.cancel(&job, Some(caller.id)).await
         };
         match cancelled.await {
             Err(error) if error.kind() != Kind::NotFound => Err(failed(error)),

@@ -20,7 +20,7 @@ async fn a_review_command_sees_the_commit_and_what_is_asked_of_it() {
     let said = app.output(&command).await;
     let lines: Vec<&str> = said.lines().collect();
     assert_eq!(&lines[..3], ["work", "## HEAD (no branch)", &work.sha], "{said}");
-    assert!(lines[3].ends_with(&format!("/sessions/review-{}", review["id"].as_str().unwrap())), "{said}");
+    assert!(lines[3].ends_with(&format!("/sessions/review-{}-1", review["id"].as_str().unwrap())), "{said}");
     assert_eq!(lines[4], format!("feature|main|{}|slug of feature|p|{id}", work.sha));
     assert_eq!(lines[5], "knows the base");
     assert!(review["summary"].as_str().unwrap().ends_with("knows the base"));
@@ -135,12 +135,25 @@ async fn a_review_waits_where_the_project_has_no_room_for_its_command() {
     app.admin().post("/projects/p/shell", body).await.data(201);
     let work = work(&app, "feature").await;
     let id = checkin(&app.admin(), &work, json!({})).await;
-    eventually("a try", async || {
-        let tried = "select count(*) from task_later where kind = 'review.run'";
+    eventually("a second try", async || {
+        let tried = "select count(*) from task_later where kind = 'review.run' and attempt >= 2";
         (app.db().count(tried).await == 1).then_some(())
     })
     .await;
     assert_eq!(super::show(&app.admin(), &id).await["status"], "queued");
+    assert_eq!(app.db().count("select last_n from stream where kind = 'job'").await, 1, "nobody hears of a try");
+    assert_eq!(app.db().count("select count(*) from review where attempt = 0 and not started").await, 1);
     go(&app.admin()).await;
     assert_eq!(over(&app.admin(), &id).await["status"], "passed");
+    assert_eq!(job(&app.admin(), &id).await["attempt"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stands_in_for_the_commit_in_the_workspace_is_not_reviewed() {
+    let app = app_with("test ! -e bad.txt").await;
+    let work = super::work_on(&app.admin(), &app.ground, "feature", "bad.txt", "bad").await;
+    let made = app.script("p", "git fetch --quiet origin feature && git replace FETCH_HEAD HEAD").await;
+    assert_eq!(made["exit_code"], 0, "{made}");
+    let id = checkin(&app.admin(), &work, json!({})).await;
+    assert_eq!(over(&app.admin(), &id).await["status"], "failed");
 }

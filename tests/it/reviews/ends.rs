@@ -3,7 +3,10 @@
 
 use serde_json::json;
 
-use super::{WAITS, app_with, begun, checkin, go, job, nothing_is_left, over, path, show, work};
+use super::{
+    Away, PASSES, WAITS, app_with, begun, checkin, checkin_path, go, head, job, move_main, nothing_is_left, over, path,
+    repository, show, work,
+};
 use crate::support::{TestApp, eventually};
 
 /// An app on which a review runs, and the review's id.
@@ -84,4 +87,36 @@ async fn a_server_that_keeps_its_commands_follows_them_on_after_the_start() {
     go(&app.admin()).await;
     let review = over(&app.admin(), &id).await;
     assert_eq!((&review["status"], &review["command_id"]), (&json!("passed"), &command["command_id"]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_ends_although_git_does_not_say_what_there_is_to_review() {
+    let app = app_with(PASSES).await;
+    let session = app.session("p", "feature").await;
+    app.exec("p", &session, "git commit --quiet --allow-empty -m work && git push --quiet").await;
+    let away = Away::path(&repository(&app));
+    let path = format!("/projects/p/sessions/{}", session["id"].as_str().unwrap());
+    app.admin().post(&format!("{path}/checkin"), json!({"on_dirty": "discard"})).await.refusal(500, "INTERNAL_ERROR");
+    eventually("the end", async || {
+        let session = app.admin().get(&path).await.data(200);
+        (session["status"] == "ended").then_some(())
+    })
+    .await;
+    away.back();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_git_cannot_compare_is_reviewed_and_what_has_ended_is_refused_without_it() {
+    let app = app_with(PASSES).await;
+    let work = work(&app, "feature").await;
+    let fork = head(&app.admin(), "main").await.unwrap();
+    move_main(&app, "other.txt", "other").await;
+    let away = Away::object(&repository(&app), &fork);
+    let id = checkin(&app.admin(), &work, json!({})).await;
+    away.back();
+    over(&app.admin(), &id).await;
+    let away = Away::path(&repository(&app));
+    let refused = app.admin().post(&checkin_path(&work), json!({})).await;
+    refused.refused(400, "BAD_REQUEST", "checkout is not active");
+    away.back();
 }

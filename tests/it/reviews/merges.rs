@@ -3,10 +3,10 @@
 use serde_json::json;
 
 use super::{
-    PASSES, WAITS, admins_clone, app_with, begun, checkin, go, head, move_main, nothing_is_left, over, path, reviewed,
-    show, work, work_on, workspace,
+    Away, PASSES, WAITS, admins_clone, app_with, begun, checkin, go, head, move_main, nothing_is_left, over, path,
+    repository, reviewed, show, work, work_on, workspace,
 };
-use crate::support::{TestApp, git};
+use crate::support::{TestApp, eventually, git};
 
 fn merging() -> serde_json::Value {
     json!({"auto_merge": true})
@@ -206,4 +206,63 @@ async fn a_merge_whose_maker_died_right_before_is_made_anew() {
     let review = over(&app.admin(), id).await;
     assert_eq!(review["merge"], "merged");
     assert_eq!(parents(&app, review["merge_sha"].as_str().unwrap()).await, [main, work.sha]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_merge_that_its_last_maker_has_made_is_told_although_nobody_is_left() {
+    let app = app_with(PASSES).await;
+    let work = work(&app, "feature").await;
+    move_main(&app, "other.txt", "other").await;
+    let id = checkin(&app.admin(), &work, merging()).await;
+    let merged = over(&app.admin(), &id).await["merge_sha"].as_str().unwrap().to_owned();
+    let mut events = app.listen("/projects/p/events").await;
+    let undecided = format!(
+        "update review set merge = 'none', merge_sha = null, completed_at = null, merge_candidate = '{merged}' where id = '{id}'"
+    );
+    app.db().run(&undecided).await;
+    app.db().run(&format!("insert into task (kind, subject, deaths) values ('review.run', '{id}', 10)")).await;
+    let again = over(&app.admin(), &id).await;
+    assert_eq!((&again["merge"], &again["merge_sha"]), (&json!("merged"), &json!(merged)));
+    assert_eq!(events.activity("review.merged").await.data["merge_sha"], merged.as_str());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_git_has_thrown_away_meanwhile_is_blocked() {
+    let app = app_with(WAITS).await;
+    let work = work(&app, "feature").await;
+    let id = checkin(&app.admin(), &work, merging()).await;
+    begun(&app.admin(), &id).await;
+    let clone = admins_clone(&app).await;
+    clone.git(&["push", "--quiet", "origin", "--delete", "feature"]).await.ok();
+    let safe = ["-c", "safe.directory=*"];
+    git::git(&repository(&app), &[&safe[..], &["prune", "--expire=now"]].concat()).await.ok();
+    git::git(&repository(&app), &[&safe[..], &["cat-file", "-e", &work.sha]].concat()).await.failed();
+    go(&app.admin()).await;
+    let review = over(&app.admin(), &id).await;
+    assert_eq!((&review["status"], &review["merge"]), (&json!("passed"), &json!("blocked")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_merge_that_git_cannot_carry_out_is_tried_again_and_in_the_end_left_to_people() {
+    let app = app_with(WAITS).await;
+    let work = work(&app, "feature").await;
+    let main = head(&app.admin(), "main").await.unwrap();
+    let id = checkin(&app.admin(), &work, merging()).await;
+    begun(&app.admin(), &id).await;
+    let away = Away::object(&repository(&app), &main);
+    go(&app.admin()).await;
+    eventually("a failure", async || {
+        (app.db().count("select count(*) from review where merge_failures > 0").await == 1).then_some(())
+    })
+    .await;
+    let review = show(&app.admin(), &id).await;
+    assert_eq!((&review["merge"], review.get("completed_at")), (&json!("none"), None));
+    app.db().run("update review set merge_failures = 9").await;
+    let review = over(&app.admin(), &id).await;
+    assert_eq!((&review["status"], &review["merge"]), (&json!("passed"), &json!("blocked")));
+    assert!(review["summary"].as_str().unwrap().ends_with("git failed 10 times in a row; the server's log says how."));
+    away.back();
+    let again = app.admin().post(&format!("{}/retry", path(&id)), json!({})).await.data(200);
+    assert_eq!(again["summary"], "begun\ngone on");
+    assert_eq!(over(&app.admin(), &id).await["merge_sha"], work.sha);
 }
