@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde_json::Value;
 
 use super::{Reviewing, running::Outcome};
 use crate::{
@@ -33,13 +34,15 @@ impl Reviewing {
             return Err(stale());
         }
         let body = Bytes::from(asking::chat(review, &diff).to_string());
-        drop(diff);
         let answer = tokio::select! {
             () = self.is_given_up(review) => return Ok(Outcome::GivenUp),
             answer = self.answer(&seat, body) => answer,
         };
         Ok(match answer {
-            Ok(text) => match asking::read(&text) {
+            Ok(whole) if !asking::has_read(&diff, whole["prompt_eval_count"].as_u64()) => {
+                Outcome::never("the model was not given all of the diff: its context is too small")
+            }
+            Ok(whole) => match asking::read(whole["message"]["content"].as_str().unwrap_or_default()) {
                 Ok(opinion) => Outcome::Judged { passed: opinion.verdict == Word::Pass, summary: opinion.summary },
                 Err(why) => Outcome::never(why),
             },
@@ -62,14 +65,12 @@ impl Reviewing {
         Ok(Some(Diff::of(bytes, cut)))
     }
 
-    async fn answer(&self, seat: &Seat, body: Bytes) -> Result<String, CallError> {
+    async fn answer(&self, seat: &Seat, body: Bytes) -> Result<Value, CallError> {
         let mut stream = seat.chat(body, self.parts().timeout).await?;
         loop {
             match stream.next().await? {
                 Some(Step::Tokens(_)) => {}
-                Some(Step::Done(whole)) => {
-                    return Ok(whole["message"]["content"].as_str().unwrap_or_default().to_owned());
-                }
+                Some(Step::Done(whole)) => return Ok(whole),
                 None => return Err(CallError::broken()),
             }
         }

@@ -76,16 +76,33 @@ async fn a_model_that_nobody_has_is_no_verdict() {
     assert!(review["summary"].as_str().unwrap().contains("not found"), "{review}");
 }
 
+fn many_lines() -> String {
+    (0..100_000).map(|n| format!("line {n} of many\n")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_was_not_given_all_of_the_diff_gives_no_verdict() {
+    let upstream = Upstream::start().await;
+    upstream.then(verdict("pass", "fine").reads(4096));
+    let app = app_on(&upstream).await;
+    let work = work_on(&app.admin(), &app.ground, "feature", "large.txt", &many_lines()).await;
+    let id = checkin(&app.admin(), &work, json!({"auto_merge": true})).await;
+    let review = over(&app.admin(), &id).await;
+    assert_eq!((&review["status"], &review["merge"]), (&json!("error"), &json!("none")));
+    assert!(review["summary"].as_str().unwrap().contains("not given all of the diff"), "{review}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_diff_is_cut_after_a_line_and_the_model_is_told() {
     let upstream = Upstream::start().await;
-    upstream.then(verdict("pass", "what was seen is fine"));
+    upstream.then(verdict("pass", "what was seen is fine").reads(90_000));
     let app = app_on(&upstream).await;
-    let text: String = (0..100_000).map(|n| format!("line {n} of many\n")).collect();
-    let work = work_on(&app.admin(), &app.ground, "feature", "large.txt", &text).await;
+    let work = work_on(&app.admin(), &app.ground, "feature", "large.txt", &many_lines()).await;
     let id = checkin(&app.admin(), &work, json!({})).await;
     assert_eq!(over(&app.admin(), &id).await["status"], "passed");
     let chat = upstream.chats()[0].json();
+    assert!(chat["options"]["num_ctx"].as_u64().unwrap() > 90_000, "{}", chat["options"]);
+    assert_eq!(chat["truncate"], false);
     let shown = chat["messages"][1]["content"].as_str().unwrap();
     assert!(shown.contains("The diff is longer than 256 KiB"));
     let (_, diff) = shown.split_once("The diff:\n\n").unwrap();

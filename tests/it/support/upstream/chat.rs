@@ -30,12 +30,13 @@ pub struct Chat {
     parts: Vec<Part>,
     end: End,
     torn: bool,
+    prompt_tokens: u64,
     instead: Option<Answer>,
 }
 
 impl Chat {
     pub fn says(tokens: &[&str]) -> Self {
-        let chat = Self { parts: Vec::new(), end: End::Done, torn: false, instead: None };
+        let chat = Self { parts: Vec::new(), end: End::Done, torn: false, prompt_tokens: 26, instead: None };
         tokens.iter().fold(chat, |chat, token| chat.token(token))
     }
 
@@ -115,6 +116,12 @@ impl Chat {
         self
     }
 
+    /// Says of the prompt that it was so long.
+    pub fn reads(mut self, tokens: u64) -> Self {
+        self.prompt_tokens = tokens;
+        self
+    }
+
     fn part(mut self, part: Part) -> Self {
         self.parts.push(part);
         self
@@ -145,7 +152,7 @@ impl Chat {
             };
         }
         match &self.end {
-            End::Done => self.send(answer, line(model, number + 1, &message(&[]), &last(number))),
+            End::Done => self.send(answer, line(model, number + 1, &message(&[]), &last(number, self.prompt_tokens))),
             End::Error(error) => self.send(answer, format!("{{\"error\":{}}}\n", quoted(error))),
             End::Cut => answer.cut(),
             End::Reset => answer.reset(),
@@ -155,7 +162,8 @@ impl Chat {
 
     /// `"stream": false`: nothing is said before all is known.
     fn in_one(&self, model: &str) -> Answer {
-        let whole = line(model, self.parts.len() + 1, &message(&self.parts), &last(self.parts.len()));
+        let whole =
+            line(model, self.parts.len() + 1, &message(&self.parts), &last(self.parts.len(), self.prompt_tokens));
         let (whole, kind) = (whole.trim_end().to_owned(), "application/json; charset=utf-8");
         let part = whole[..whole.len() / 2].to_owned();
         let ok = || self.held_up(Answer::status(200).header("content-type", kind));
@@ -190,9 +198,9 @@ fn line(model: &str, number: usize, message: &str, rest: &str) -> String {
     format!("{{\"model\":{model},\"created_at\":\"{at}\",\"message\":{message},\"done\":{done}{rest}}}\n")
 }
 
-fn last(tokens: usize) -> String {
+fn last(tokens: usize, prompt_tokens: u64) -> String {
     format!(
-        ",\"done_reason\":\"stop\",\"total_duration\":4883583458,\"load_duration\":1334875,\"prompt_eval_count\":26,\
+        ",\"done_reason\":\"stop\",\"total_duration\":4883583458,\"load_duration\":1334875,\"prompt_eval_count\":{prompt_tokens},\
          \"prompt_eval_duration\":342546000,\"eval_count\":{tokens},\"eval_duration\":4535599000"
     )
 }
