@@ -25,7 +25,7 @@ use support::{
     report::{Row, Target, head_beside},
     role,
     server::{DataDir, Server, until_orphaned},
-    stats::cpu,
+    stats::{cpu, median},
     wanted,
 };
 use tokio::{
@@ -110,12 +110,12 @@ impl Sides {
         let mut p50 = Row::new(format!("GET of {SMALL} B {how}, p50"), "ms");
         let mut p99 = Row::new(format!("GET of {SMALL} B {how}, p99"), "ms");
         let mut used = Row::new(format!("GET of {SMALL} B {how}, CPU of the proxy a request"), "us");
-        let mut bare = Row::new(format!("GET of {SMALL} B {how}, of the program itself"), "/s");
+        let mut bare = Vec::new();
         let request = self.request("/small", way);
         for _ in 0..ROUNDS {
             let direct = client::load(self.program.address, &request, CONNECTIONS, TIME / 3).await;
             let rdev = load(self.rdev.address, &request, || cpu(self.rdev.pid())).await;
-            bare.add(direct.per_second, rdev.0.per_second);
+            bare.push(direct.per_second);
             let Ok(nginx) = &self.nginx else {
                 rate.add_rdev(rdev.0.per_second);
                 continue;
@@ -127,7 +127,8 @@ impl Sides {
             used.add(nginx.1, rdev.1);
         }
         self.show(rate);
-        [p50, p99, used, bare].into_iter().filter(|row| !row.is_empty()).for_each(|row| row.print(Target::None));
+        [p50, p99, used].into_iter().filter(|row| !row.is_empty()).for_each(|row| row.print(Target::None));
+        println!("    the program itself: {:.0}/s", median(&bare));
     }
 
     async fn large(&self) {

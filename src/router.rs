@@ -15,7 +15,7 @@ use axum::{
 };
 use http::{HeaderName, HeaderValue, Method, Uri, header, uri::Authority};
 use tower_http::cors::{AllowOrigin, CorsLayer};
-use uuid::Uuid;
+use uuid::{Builder, NoContext, Timestamp, Uuid};
 
 use crate::{
     error::{Error, Kind},
@@ -57,7 +57,7 @@ pub struct Services {
 #[derive(Clone)]
 struct Edge {
     trusted_proxies: Arc<[ipnet::IpNet]>,
-    previews: Option<previews::Service>,
+    previews: Option<Arc<previews::Service>>,
 }
 
 /// The whole of it.
@@ -134,7 +134,7 @@ pub fn starting(trusted_proxies: Vec<ipnet::IpNet>) -> Router {
 
 /// Puts the edge around a router, before it looks for a route.
 fn edged(inner: Router, trusted_proxies: Vec<ipnet::IpNet>, previews: Option<previews::Service>) -> Router {
-    let edge = Edge { trusted_proxies: trusted_proxies.into(), previews };
+    let edge = Edge { trusted_proxies: trusted_proxies.into(), previews: previews.map(Arc::new) };
     Router::new().fallback_service(inner).layer(axum::middleware::from_fn_with_state(edge, edge_of_request))
 }
 
@@ -192,10 +192,17 @@ fn context_of(request: &Request, peer: Option<IpAddr>, trusted: &[ipnet::IpNet])
     let path = request.uri().path();
     let under = |root: &str| path == root || path.strip_prefix(root).is_some_and(|rest| rest.starts_with('/'));
     Context {
-        request_id: given.map_or_else(|| Uuid::now_v7().to_string().into(), Into::into),
+        request_id: given.map_or_else(|| fresh_id().to_string().into(), Into::into),
         native: under("/jobs") || under("/api"),
         client: client_address(peer, request.headers(), trusted),
     }
+}
+
+/// A UUIDv7 without a call of the system: `now_v7` asks it for every one.
+fn fresh_id() -> Uuid {
+    let (seconds, nanos) = Timestamp::now(NoContext).to_unix();
+    let millis = seconds * 1000 + u64::from(nanos / 1_000_000);
+    Builder::from_unix_timestamp_millis(millis, &rand::random()).into_uuid()
 }
 
 fn is_request_id(text: &str) -> bool {

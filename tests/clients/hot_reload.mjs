@@ -42,9 +42,11 @@ const browser = await chromium.launch({
 });
 try {
   const page = await browser.newPage();
+  page.setDefaultTimeout(60_000);
   const sockets = [];
   page.on("websocket", (socket) => sockets.push(socket.url()));
-  const connected = page.waitForEvent("console", (message) => message.text().includes("[vite] connected"));
+  const isConnected = (message) => message.text().includes("[vite] connected.");
+  const connected = page.waitForEvent("console", { predicate: isConnected });
 
   await page.goto(link, { waitUntil: "load" });
   const waiting = await page.title();

@@ -24,7 +24,12 @@ pub fn folder() -> PathBuf {
 }
 
 /// Runs a script to its end. Answers whether it succeeded, and the one JSON value that it printed.
-pub async fn run(program: &Path, script: &str, args: &[&str], own: &[(&str, &str)], input: &str) -> (bool, Value) {
+async fn run(program: &Path, script: &str, args: &[&str], own: &[(&str, &str)], input: &str) -> (bool, Value) {
+    soon(script, led(program, script, args, own, input)).await
+}
+
+/// As [`run`], for as long as it takes.
+pub async fn led(program: &Path, script: &str, args: &[&str], own: &[(&str, &str)], input: &str) -> (bool, Value) {
     let mut child = Command::new(program)
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(script))
         .args(args)
@@ -42,7 +47,7 @@ pub async fn run(program: &Path, script: &str, args: &[&str], own: &[(&str, &str
     // A script that does not read closes its end.
     let _closed = stdin.write_all(input.as_bytes()).await;
     drop(stdin);
-    let output = soon(script, child.wait_with_output()).await.expect("it is our child");
+    let output = child.wait_with_output().await.expect("it is our child");
     let said = serde_json::from_slice(&output.stdout);
     let said = said.unwrap_or_else(|error| panic!("{script}: {error}: {}", String::from_utf8_lossy(&output.stderr)));
     (output.status.success(), said)

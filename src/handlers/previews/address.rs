@@ -108,18 +108,20 @@ impl Addresses {
     }
 
     fn by_host<B>(&self, domain: &str, request: &Request<B>) -> Result<Option<Asked>> {
-        let said: Vec<String> = authorities(request).map(|authority| name(&authority)).collect();
-        if !said.iter().any(|host| self.is_preview_host(host)) {
+        let mut said = authorities(request);
+        let Some(first) = said.next() else { return Ok(None) };
+        let host = name(&first);
+        let others: Vec<String> = said.map(|authority| name(&authority)).collect();
+        if !self.is_preview_host(&host) && !others.iter().any(|other| self.is_preview_host(other)) {
             return Ok(None);
         }
-        if said.windows(2).any(|two| two[0] != two[1]) {
+        if others.iter().any(|other| *other != host) {
             return Err(Error::invalid("the request names two hosts"));
         }
-        let host = said.into_iter().next().unwrap_or_default();
         let label = host.strip_suffix(domain).and_then(|label| label.strip_suffix('.')).unwrap_or_default();
         Ok(Some(Asked {
             session: ids::uuid_from_path(label).ok_or_else(missing)?,
-            host: spoken(request),
+            host: spoken(&first),
             prefix: None,
             target: target(request.uri(), request.uri().path()),
             lacks_slash: false,
@@ -132,7 +134,7 @@ impl Addresses {
         let id = ids::uuid_from_path(session).ok_or_else(missing)?;
         Ok(Some(Asked {
             session: id,
-            host: spoken(request),
+            host: authorities(request).next().as_ref().map(spoken).unwrap_or_default(),
             prefix: Some(format!("{}{ROOT}{session}", self.base)),
             target: target(request.uri(), &format!("/{}", path.unwrap_or_default())),
             lacks_slash: path.is_none(),
@@ -156,9 +158,9 @@ fn name(authority: &Authority) -> String {
     authority.host().trim_end_matches('.').to_ascii_lowercase()
 }
 
-fn spoken<B>(request: &Request<B>) -> String {
-    let said = authorities(request).next();
-    said.and_then(|said| said.as_str().rsplit('@').next().map(str::to_owned)).unwrap_or_default()
+/// As it was said, without a user.
+fn spoken(authority: &Authority) -> String {
+    authority.as_str().rsplit('@').next().unwrap_or_default().to_owned()
 }
 
 fn target(uri: &Uri, path: &str) -> String {

@@ -122,8 +122,7 @@ impl Service {
     }
 
     async fn admit(&self, asked: &Asked, method: &Method, headers: &HeaderMap) -> Result<Guest> {
-        let tried = onward::key(headers).is_some();
-        self.enter(asked, method, headers).await.map_err(|error| self.failed(error, tried))
+        self.enter(asked, method, headers).await.map_err(|error| self.failed(error, onward::key(headers).is_some()))
     }
 
     /// By a key, else by the cookie of a link.

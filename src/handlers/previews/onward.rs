@@ -2,7 +2,7 @@
 //! rdev. Keys, cookies and links of rdev's stay here, and who is on the other end is said by
 //! the server alone.
 
-use std::net::IpAddr;
+use std::{borrow::Cow, net::IpAddr};
 
 use axum::body::Body;
 use base64::{
@@ -20,6 +20,19 @@ use super::cookies;
 pub const LINK: &str = "rdev_preview";
 /// How every API key begins.
 const KEY: &str = "rdev_sk_";
+
+/// For the next hop alone.
+static HOP_BY_HOP: [HeaderName; 9] = [
+    header::CONNECTION,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::PROXY_AUTHORIZATION,
+    header::PROXY_AUTHENTICATE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("proxy-authentication-info"),
+];
 
 /// What the program is told of the client.
 pub struct Told<'a> {
@@ -39,10 +52,11 @@ pub fn key(headers: &HeaderMap) -> Option<String> {
 }
 
 fn key_in(value: &HeaderValue) -> Option<String> {
-    let text = String::from_utf8_lossy(value.as_bytes());
-    if let Some(at) = text.find(KEY) {
-        return Some(text[at..].trim().to_owned());
+    let bytes = value.as_bytes();
+    if let Some(at) = memchr::memmem::find(bytes, KEY.as_bytes()) {
+        return Some(String::from_utf8_lossy(&bytes[at..]).trim().to_owned());
     }
+    let text = String::from_utf8_lossy(bytes);
     let (_, encoded) = text.split_once([' ', '\t']).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("basic"))?;
     let decoded = decoded(encoded.trim())?;
     let decoded = String::from_utf8_lossy(&decoded);
@@ -94,9 +108,10 @@ pub fn rewrite(headers: &mut HeaderMap, told: &Told<'_>, upgrade: Option<HeaderV
 /// What the server alone says. Many programs take an underscore in a name for a hyphen.
 fn remove_ours(headers: &mut HeaderMap) {
     let is_ours = |name: &HeaderName| {
-        let name = name.as_str().replace('_', "-");
+        let name = name.as_str();
+        let name = if name.contains('_') { Cow::Owned(name.replace('_', "-")) } else { Cow::Borrowed(name) };
         name.starts_with("x-forwarded-")
-            || matches!(name.as_str(), "forwarded" | "x-real-ip" | "expect" | "http2-settings")
+            || matches!(name.as_ref(), "forwarded" | "x-real-ip" | "expect" | "http2-settings")
     };
     let ours: Vec<HeaderName> = headers.keys().filter(|name| is_ours(name)).cloned().collect();
     for name in ours {
@@ -129,12 +144,7 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     for name in named_in_connection(headers) {
         headers.remove(name);
     }
-    for name in
-        [header::CONNECTION, header::TE, header::TRANSFER_ENCODING, header::UPGRADE, header::PROXY_AUTHORIZATION]
-    {
-        headers.remove(name);
-    }
-    for name in ["keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authentication-info"] {
+    for name in &HOP_BY_HOP {
         headers.remove(name);
     }
 }
@@ -168,10 +178,10 @@ fn has_link(referer: &HeaderValue) -> bool {
 
 /// Keeps of a header's values those that may stay.
 fn retain(headers: &mut HeaderMap, name: &HeaderName, stays: impl Fn(&HeaderValue) -> bool) {
-    let all: Vec<HeaderValue> = headers.get_all(name).iter().cloned().collect();
-    if all.iter().all(&stays) {
+    if headers.get_all(name).iter().all(&stays) {
         return;
     }
+    let all: Vec<HeaderValue> = headers.get_all(name).iter().cloned().collect();
     headers.remove(name);
     for value in all.into_iter().filter(|value| stays(value)) {
         headers.append(name, value);

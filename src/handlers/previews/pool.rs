@@ -25,9 +25,8 @@ const IDLE_MAX: usize = 32;
 const IDLE: Duration = Duration::from_secs(3);
 /// For a connection whose answer was read to become ready again.
 const TURN: Duration = Duration::from_millis(50);
-/// Of an answer's header.
+/// Of an answer's header. Its lines are at most 100: of more, hyper would make room on the heap for each answer.
 const HEADER_MAX: usize = 64 << 10;
-const HEADERS_MAX: usize = 256;
 /// Read ahead of a client that takes its time.
 const BUFFER: usize = 128 << 10;
 
@@ -78,7 +77,7 @@ impl Pool {
     pub async fn connect(&self, previews: &Previews, guest: &Guest) -> Result<Lent> {
         let wire = previews.connect(guest).await?.ok_or_else(|| not_ready("nothing listens there"))?;
         let mut builder = http1::Builder::new();
-        builder.max_headers(HEADERS_MAX).max_header_size(HEADER_MAX).max_buf_size(BUFFER);
+        builder.max_header_size(HEADER_MAX).max_buf_size(BUFFER);
         let (sender, connection) = builder.handshake(TokioIo::new(wire)).await.map_err(|error| bad_answer(&error))?;
         let connection = connection.with_upgrades();
         let over = guest.session_over().clone();

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::{
     super::{
-        clients::{folder, run},
-        support::TestApp,
+        clients::{folder, led},
+        support::{PATIENCE, TestApp},
     },
     program::Preview,
 };
@@ -47,7 +47,11 @@ async fn visit(preview: &Preview) -> Value {
     });
     let home = tempfile::tempdir().expect("a temporary directory");
     let home = home.path().to_str().expect("a path of letters");
-    let (done, seen) = run(Path::new("node"), "hot_reload.mjs", &[], &[("HOME", home)], &input.to_string()).await;
+    // Three programs start one after the other, and two of them are large: more than for anything else.
+    let own = [("HOME", home)];
+    let input = input.to_string();
+    let visit = led(Path::new("node"), "hot_reload.mjs", &[], &own, &input);
+    let (done, seen) = tokio::time::timeout(3 * PATIENCE, visit).await.expect("the browser is done");
     assert!(done, "{seen}");
     seen
 }
