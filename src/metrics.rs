@@ -145,6 +145,16 @@ impl Metrics {
         self.0.requests.with_label_values(&labels).observe(took.as_secs_f64());
     }
 
+    /// A request to a preview, until the head of its answer. Programs answer any method by any status.
+    pub fn preview(&self, method: &Method, status: StatusCode, took: Duration) {
+        let known =
+            [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
+        let method = if known.contains(method) { method.as_str() } else { "other" };
+        let class = ["1xx", "2xx", "3xx", "4xx", "5xx"].get(usize::from(status.as_u16() / 100).saturating_sub(1));
+        let labels = ["preview", method, class.copied().unwrap_or("other")];
+        self.0.requests.with_label_values(&labels).observe(took.as_secs_f64());
+    }
+
     pub fn auth_failure(&self, reason: &str) {
         self.0.auth_failures.with_label_values(&[reason]).inc();
     }

@@ -149,12 +149,7 @@ async fn edge_of_request(State(edge): State<Edge>, mut request: Request, next: N
         && let Some(asked) = previews.addresses.of(&request).transpose()
     {
         let scheme = previews.addresses.scheme(peer, request.headers(), &edge.trusted_proxies);
-        let shown = async {
-            match asked {
-                Ok(asked) => previews.serve(&asked, request, scheme).await,
-                Err(error) => previews::Service::refuse(error, request.headers()),
-            }
-        };
+        let shown = previews.answer(asked, request, scheme);
         return named(context::within(Context { native: false, ..context }, shown).await, &id);
     }
     without_trailing_slash(request.uri_mut());

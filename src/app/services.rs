@@ -212,7 +212,9 @@ async fn ground(given: &Ingredients<'_>, background: &TaskTracker) -> Result<Gro
         keys: keys.clone(),
         runtime: place.clone(),
         secret: ticket_secret,
+        process: queue.process(),
         own_ports: own_ports(config, given.address),
+        places: places(),
     });
     Ok(Ground {
         metrics,
@@ -553,6 +555,14 @@ async fn ticket_secret(db: &Db) -> Result<[u8; 32], Why> {
 /// Ports of this process, which no session may have.
 fn own_ports(config: &Config, address: SocketAddr) -> Vec<u16> {
     std::iter::once(address.port()).chain(config.metrics_listen.map(|at| at.port())).collect()
+}
+
+/// How many requests to previews may be under way: each takes up to two descriptors, and as many
+/// stay for all else.
+fn places() -> usize {
+    use nix::sys::resource::{Resource, getrlimit};
+    let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+    usize::try_from(descriptors / 4).unwrap_or(usize::MAX).clamp(64, 4096)
 }
 
 fn site(config: &Config, address: SocketAddr) -> Site {

@@ -180,6 +180,14 @@ impl Keys {
         Ok(self.read().by_id.get(&id).filter(|key| key.is_live(now)).cloned())
     }
 
+    /// What of a key is another where its secret was replaced from outside. The id of
+    /// `RDEV_ADMIN_KEY` stays the same whatever the key is: what was made by one must not live on
+    /// by the next.
+    pub fn generation(&self, id: Uuid) -> Vec<u8> {
+        let bootstrap = self.inner.bootstrap.as_ref().filter(|_| id == BOOTSTRAP);
+        bootstrap.map(|(secret, _)| secret.hash().to_vec()).unwrap_or_default()
+    }
+
     /// The rights that somebody had who made something, whether or not the key still opens anything.
     ///
     /// # Errors

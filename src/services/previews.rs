@@ -1,25 +1,22 @@
 //! Who may look at the preview of a session, and for how long. A session that was read a
 //! moment ago is known for [`FRESH`], so that a page with many parts costs few look-ups; its
-//! end in this process is known at once, one in another within that time. What stays open is
-//! looked at once a second: it ends with its session, with its key, and when its link would.
+//! end in this process is known at once, one in another within that time.
 
+mod known;
 mod links;
+mod watch;
 
-use std::{
-    collections::HashMap,
-    net::IpAddr,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::{
+    known::{Known, Place, Register, Visit},
+    links::{Link, Use},
+};
 use super::keys::Keys;
 use crate::{
     database::Db,
@@ -30,21 +27,24 @@ use crate::{
         session::{Session, SessionStatus},
     },
     error::{Error, Kind, Result},
-    runtime::Place,
+    runtime::Place as Runtime,
     store,
 };
 
-pub use self::links::Link;
 pub use crate::runtime::Wire;
 
 /// How long a session that was read is taken to be as it was.
 const FRESH: Duration = Duration::from_millis(200);
 /// Activity is noted this often at most.
 const TOUCH: TimeDelta = TimeDelta::seconds(5);
-/// How often what stays open is looked at.
-const LOOK: Duration = Duration::from_secs(1);
-/// A session that nobody asked for is forgotten after so long.
-const FORGET: Duration = Duration::from_mins(1);
+/// For the note of an activity, which nobody needs to wait for.
+const COURTESY: Duration = Duration::from_secs(1);
+/// To be let in: for what the database is asked, and then for a place.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Under way at once in a session, where the process has room for twice as many.
+const PLACES: usize = 256;
+/// Cookies of a request that are looked up. More of them than one were given out to nobody.
+const COOKIES: usize = 16;
 
 /// Any one of these may read a session.
 const READ: &[Scope] = &[Scope::SessionsRead, Scope::ProjectsRead];
@@ -56,11 +56,14 @@ pub struct Parts {
     pub db: Db,
     pub clock: Clock,
     pub keys: Keys,
-    pub runtime: Place,
+    pub runtime: Runtime,
     /// The same in all processes on a database.
     pub secret: [u8; 32],
-    /// Ports of this server's own, which are never a preview's.
+    /// This process, and its own ports, which are never a preview's.
+    pub process: Uuid,
     pub own_ports: Vec<u16>,
+    /// How many may be under way at once, upgraded connections among them.
+    pub places: usize,
 }
 
 #[derive(Clone)]
@@ -70,41 +73,18 @@ pub struct Previews {
 
 struct Inner {
     parts: Parts,
-    known: Mutex<HashMap<Uuid, Arc<Known>>>,
-}
-
-/// A session that has a preview now.
-struct Known {
-    session: Uuid,
-    project: String,
-    port: u16,
-    /// Everything that is open ends.
-    over: CancellationToken,
-    /// When it was asked for last, behind the turn to ask again.
-    read: tokio::sync::Mutex<Instant>,
-    state: Mutex<State>,
-}
-
-struct State {
-    fresh_until: Instant,
-    used: Instant,
-    touched: DateTime<Utc>,
-    visits: HashMap<(Uuid, i64), Arc<Visit>>,
-}
-
-/// By which key, until when: one of these for all that is open by the same right.
-struct Visit {
-    over: CancellationToken,
-    active: AtomicBool,
+    known: Register,
+    places: Arc<Semaphore>,
 }
 
 /// Somebody who may look at a session's preview now. Whatever is open for them ends when
-/// [`over`](Self::over) does.
+/// [`over`](Self::over) does; until it has, they have a place among those who are there.
 #[derive(Clone)]
 pub struct Guest {
     known: Arc<Known>,
     visit: Arc<Visit>,
     key: Uuid,
+    _place: Arc<Place>,
 }
 
 impl Guest {
@@ -132,51 +112,71 @@ impl Guest {
 
     /// Something came from the guest on a connection that stays open.
     pub fn is_active(&self) {
-        self.visit.active.store(true, Ordering::Relaxed);
+        self.visit.is_active();
     }
+}
+
+/// What a browser shows after it came by a link.
+pub struct Cookie {
+    pub text: String,
+    pub life: TimeDelta,
 }
 
 impl Previews {
     pub fn new(parts: Parts) -> Self {
-        Self { inner: Arc::new(Inner { parts, known: Mutex::default() }) }
+        let places = Arc::new(Semaphore::new(parts.places));
+        Self { inner: Arc::new(Inner { parts, known: Register::default(), places }) }
     }
 
     /// Lets in who has a key that may read the session.
     ///
     /// # Errors
-    /// Unauthenticated, forbidden; not found, also where the key is bound elsewhere; those of [`enter`](Self::enter).
+    /// Unauthenticated, forbidden; not found, also where the key is bound elsewhere; gone; those of [`enter`](Self::enter).
     pub async fn by_key(&self, session: Uuid, credential: &str, from: Option<IpAddr>) -> Result<Guest> {
-        let key = self.inner.parts.keys.authenticate(credential, from).await?;
-        if !key.may(READ) {
-            let names: Vec<&str> = READ.iter().map(|scope| scope.name()).collect();
-            return Err(Error::forbidden("this key lacks a scope that the preview needs").detail("required_any", names));
-        }
-        self.enter(session, &key, None).await
+        let found = in_time(async {
+            let key = self.inner.parts.keys.authenticate(credential, from).await?;
+            if !key.may(READ) {
+                let names: Vec<&str> = READ.iter().map(|scope| scope.name()).collect();
+                let refused = Error::forbidden("this key lacks a scope that the preview needs");
+                return Err(refused.detail("required_any", names));
+            }
+            Ok((self.find(session, &key).await?, key.id))
+        });
+        let (known, key) = found.await?;
+        self.enter(known, key, None).await
     }
 
-    /// Lets in who has a link. Answers also when the link ends.
+    /// What opens the session to a browser from now on, in place of a link.
     ///
     /// # Errors
-    /// Unauthenticated: forged, expired, another session's, or its key is gone; those of [`enter`](Self::enter).
-    pub async fn by_link(&self, session: Uuid, text: &str) -> Result<(Guest, Link)> {
-        let Parts { secret, clock, keys, .. } = &self.inner.parts;
-        let link = links::open(secret, text)
-            .filter(|link| link.session == session && clock.now() < link.until)
-            .ok_or_else(Error::unauthenticated)?;
-        let key = keys.live(link.key).await?.filter(|key| key.may(MAKE)).ok_or_else(Error::unauthenticated)?;
-        Ok((self.enter(session, &key, Some(link.until)).await?, link))
+    /// Unauthenticated: forged, expired, another session's, or its key is gone; those of [`find`](Self::find).
+    pub async fn by_link(&self, session: Uuid, text: &str) -> Result<Cookie> {
+        let link = self.opened(Use::Link, session, text).ok_or_else(Error::unauthenticated)?;
+        self.find_by(&link).await?;
+        let text = self.signed(Use::Cookie, &link);
+        Ok(Cookie { text, life: link.until - self.inner.parts.clock.now() })
+    }
+
+    /// Lets in who shows the cookie of a link among these.
+    ///
+    /// # Errors
+    /// As [`by_link`](Self::by_link), and those of [`enter`](Self::enter).
+    pub async fn by_cookie(&self, session: Uuid, shown: impl Iterator<Item = &str>) -> Result<Guest> {
+        let mut refused = Error::unauthenticated();
+        for link in shown.filter_map(|text| self.opened(Use::Cookie, session, text)).take(COOKIES) {
+            match self.find_by(&link).await {
+                Ok(known) => return self.enter(known, link.key, Some(link.until)).await,
+                Err(error) if error.kind() == Kind::Unauthenticated => {}
+                Err(error) => refused = error,
+            }
+        }
+        Err(refused)
     }
 
     /// A link to the session's preview, and when it ends.
     pub fn issue(&self, key: &Key, session: Uuid, life: TimeDelta) -> (String, DateTime<Utc>) {
         let until = self.inner.parts.clock.now() + life;
-        let link = Link { key: key.id, session, until };
-        (links::sign(&self.inner.parts.secret, &link), until)
-    }
-
-    /// The part of a link's life that is left.
-    pub fn left(&self, link: &Link) -> TimeDelta {
-        link.until - self.inner.parts.clock.now()
+        (self.signed(Use::Link, &Link { key: key.id, session, until }), until)
     }
 
     /// Connects to what listens in the session; `None` where nothing does.
@@ -184,71 +184,123 @@ impl Previews {
     /// # Errors
     /// Those of the runtime.
     pub async fn connect(&self, guest: &Guest) -> Result<Option<Box<dyn Wire>>> {
-        self.inner.parts.runtime.connect(&guest.known.project, guest.known.port).await
+        let wire = self.inner.parts.runtime.connect(&guest.known.project, guest.known.port).await?;
+        if wire.is_some() {
+            self.seen(guest).await;
+        }
+        Ok(wire)
+    }
+
+    /// The program is there for the guest: that is activity. Where nothing listens it is none, so
+    /// that a page which looks again by itself keeps no session alive.
+    pub async fn seen(&self, guest: &Guest) {
+        let Parts { clock, db, .. } = &self.inner.parts;
+        let (known, now) = (&guest.known, clock.now());
+        let Some(before) = known.touches(now, TOUCH) else { return };
+        let noted = async { Ok(store::sessions::touch(&mut db.conn().await?, known.session, now).await?) };
+        let noted: Result<()> = tokio::time::timeout(COURTESY, noted).await.unwrap_or_else(|_| Err(Error::timeout()));
+        if let Err(error) = noted {
+            tracing::debug!(%error, session.id = %known.session, "a visit is noted later");
+            known.not_touched(now, before);
+        }
     }
 
     /// The session has ended: so does all that is open.
     pub fn close(&self, session: Uuid) {
-        let gone = lock(&self.inner.known).remove(&session);
-        if let Some(known) = gone {
-            known.over.cancel();
+        self.inner.known.close(session);
+    }
+
+    /// What a guest is told whose request came to nothing: that the right to look is gone, or the
+    /// session with its programs, where that is why.
+    pub async fn why(&self, guest: &Guest, error: Error) -> Error {
+        if guest.session_over().is_cancelled() {
+            return gone();
+        }
+        if guest.over().is_cancelled() {
+            return Error::unauthenticated();
+        }
+        if error.kind() != Kind::BadGateway {
+            return error;
+        }
+        let status = async {
+            let mut conn = self.inner.parts.db.conn().await?;
+            let found = store::sessions::find_any(&mut conn, guest.session()).await?;
+            Ok(found.map(|found| found.status))
+        };
+        match in_time(status).await {
+            Ok(Some(SessionStatus::Active)) | Err(_) => error,
+            Ok(Some(SessionStatus::Ending)) => not_ready("the session is ending"),
+            Ok(_) => {
+                self.close(guest.session());
+                gone()
+            }
         }
     }
 
-    async fn enter(&self, session: Uuid, key: &Key, until: Option<DateTime<Utc>>) -> Result<Guest> {
-        let known = self.find(session, key).await?;
-        let now = self.inner.parts.clock.now();
-        let (visit, quiet_since) = {
-            let mut state = lock(&known.state);
-            state.used = Instant::now();
-            let quiet_since = (now - state.touched >= TOUCH).then(|| std::mem::replace(&mut state.touched, now));
-            let right = (key.id, until.map_or(i64::MAX, |until| until.timestamp()));
-            let visit = state.visits.entry(right).or_insert_with(|| Arc::new(Visit::of(&known.over))).clone();
-            (visit, quiet_since)
-        };
-        if quiet_since.is_some() {
-            store::sessions::touch(&mut self.inner.parts.db.conn().await?, session, now).await?;
-        }
-        Ok(Guest { known, visit, key: key.id })
+    /// # Errors
+    /// `PREVIEW_BUSY` where no place came free in time.
+    async fn enter(&self, known: Arc<Known>, key: Uuid, until: Option<DateTime<Utc>>) -> Result<Guest> {
+        let place = Arc::new(known.place(&self.inner.places, PATIENCE).await?);
+        let visit = known.visit((key, until.map_or(i64::MAX, |until| until.timestamp_micros())));
+        Ok(Guest { known, visit, key, _place: place })
+    }
+
+    /// The session of a link, whose holder has its key's right.
+    async fn find_by(&self, link: &Link) -> Result<Arc<Known>> {
+        in_time(async {
+            let key = self.inner.parts.keys.live(link.key).await?.filter(|key| key.may(MAKE));
+            let key = key.ok_or_else(Error::unauthenticated)?;
+            self.find(link.session, &key).await
+        })
+        .await
     }
 
     /// The session, which this key may see.
+    ///
+    /// # Errors
+    /// Not found, gone, not ready.
     async fn find(&self, session: Uuid, key: &Key) -> Result<Arc<Known>> {
-        let known = lock(&self.inner.known).get(&session).cloned();
-        let missing = || Error::not_found("session not found");
-        if let Some(known) = known {
-            if !key.sees(&known.project) {
-                return Err(missing());
-            }
-            if lock(&known.state).fresh_until > Instant::now() {
-                return Ok(known);
-            }
-            self.read_again(&known, key).await?;
-            return Ok(known);
+        let Some(known) = self.inner.known.get(session) else {
+            let asked = Instant::now();
+            let found = self.read(session, key).await?;
+            let places = PLACES.min(self.inner.parts.places.div_ceil(2));
+            return Ok(self.inner.known.add(Known::of(&found, asked, FRESH, places)?));
+        };
+        if !key.sees(&known.project) {
+            return Err(Error::not_found("session not found"));
         }
-        let asked = Instant::now();
-        let found = self.read(session, key).await?;
-        let fresh = Arc::new(Known::of(&found, asked)?);
-        Ok(lock(&self.inner.known).entry(session).or_insert(fresh).clone())
+        if !known.is_fresh() {
+            self.read_again(&known, key).await?;
+        }
+        Ok(known)
     }
 
-    /// One of those who want to know asks; the others take what it heard, however long they waited.
+    /// One of those who want to know asks; the others take what it heard, however long they
+    /// waited, and be it that there was nothing to be heard.
     async fn read_again(&self, known: &Known, key: &Key) -> Result<()> {
         let came = Instant::now();
         let mut read = known.read.lock().await;
-        if *read + FRESH > came && !known.over.is_cancelled() {
+        if read.at + FRESH > came && !known.over.is_cancelled() {
             return Ok(());
         }
+        if read.failed.is_some_and(|at| at >= came) {
+            return Err(Error::unavailable("the database", "a session could not be read"));
+        }
         let asked = Instant::now();
-        self.read(known.session, key).await.inspect_err(|error| self.closed_if_gone(known.session, error))?;
-        *read = asked;
-        lock(&known.state).fresh_until = asked + FRESH;
-        Ok(())
-    }
-
-    fn closed_if_gone(&self, session: Uuid, error: &Error) {
-        if matches!(error.kind(), Kind::Gone | Kind::NotFound) {
-            self.close(session);
+        let heard = self.read(known.session, key).await;
+        read.failed = heard.as_ref().is_err_and(is_outage).then(Instant::now);
+        match heard {
+            Ok(_) => {
+                read.at = asked;
+                known.fresh_until(asked + FRESH);
+                Ok(())
+            }
+            Err(error) => {
+                if matches!(error.kind(), Kind::Gone | Kind::NotFound) {
+                    self.close(known.session);
+                }
+                Err(error)
+            }
         }
     }
 
@@ -262,7 +314,7 @@ impl Previews {
             // One that ends may yet stay: its programs are ended, its preview goes when it has ended.
             SessionStatus::Active | SessionStatus::Ending => {}
             SessionStatus::Provisioning => return Err(not_ready("the session is not active yet")),
-            _ => return Err(Error::new(Kind::Gone, "PREVIEW_GONE", "the session of this preview has ended")),
+            _ => return Err(gone()),
         }
         let ours = runtime.shares_ports()
             && (own_ports.iter().any(|port| i32::from(*port) == found.preview_port)
@@ -270,79 +322,15 @@ impl Previews {
         if ours { Err(not_ready("this port is rdev's own now")) } else { Ok(found) }
     }
 
-    /// Looks after what is open, until the stop.
-    pub async fn keep(&self, stop: CancellationToken) {
-        while tokio::time::timeout(LOOK, stop.cancelled()).await.is_err() {
-            if let Err(error) = self.look().await {
-                tracing::warn!(%error, "open previews were not looked at; they are shortly");
-            }
-        }
+    fn signed(&self, what: Use, link: &Link) -> String {
+        links::sign(&self.inner.parts.secret, what, link, &self.inner.parts.keys.generation(link.key))
     }
 
-    async fn look(&self) -> Result<()> {
-        let known: Vec<Arc<Known>> = lock(&self.inner.known).values().cloned().collect();
-        let mut open = Vec::new();
-        for known in known {
-            if self.look_at_visits(&known).await? {
-                open.push(known.session);
-            } else if lock(&known.state).used.elapsed() > FORGET {
-                lock(&self.inner.known).remove(&known.session);
-            }
-        }
-        if open.is_empty() {
-            return Ok(());
-        }
-        let alive = store::sessions::alive_of(&mut self.inner.parts.db.conn().await?, &open).await?;
-        open.iter().filter(|session| !alive.contains(session)).for_each(|session| self.close(*session));
-        Ok(())
-    }
-
-    /// Ends what nobody has a right to any more. False when nothing is open.
-    async fn look_at_visits(&self, known: &Known) -> Result<bool> {
-        let Parts { keys, clock, db, .. } = &self.inner.parts;
-        let now = clock.now();
-        let visits: Vec<_> = {
-            let mut state = lock(&known.state);
-            state.visits.retain(|_, visit| Arc::strong_count(visit) > 1);
-            state.visits.iter().map(|(right, visit)| (*right, visit.clone())).collect()
-        };
-        let mut active = false;
-        for ((key, until), visit) in &visits {
-            active |= visit.active.swap(false, Ordering::Relaxed);
-            if *until <= now.timestamp() || keys.live(*key).await?.is_none() {
-                lock(&known.state).visits.remove(&(*key, *until));
-                visit.over.cancel();
-            }
-        }
-        if active && now - lock(&known.state).touched >= TOUCH {
-            store::sessions::touch(&mut db.conn().await?, known.session, now).await?;
-            lock(&known.state).touched = now;
-        }
-        Ok(!visits.is_empty())
-    }
-}
-
-impl Known {
-    fn of(session: &Session, asked: Instant) -> Result<Self> {
-        Ok(Self {
-            session: session.id,
-            project: session.project_id.clone(),
-            port: u16::try_from(session.preview_port).map_err(Error::internal)?,
-            over: CancellationToken::new(),
-            read: tokio::sync::Mutex::new(asked),
-            state: Mutex::new(State {
-                fresh_until: asked + FRESH,
-                used: asked,
-                touched: session.last_activity_at,
-                visits: HashMap::new(),
-            }),
-        })
-    }
-}
-
-impl Visit {
-    fn of(session: &CancellationToken) -> Self {
-        Self { over: session.child_token(), active: AtomicBool::new(false) }
+    /// A link or cookie of this session that was given out here and has not ended.
+    fn opened(&self, what: Use, session: Uuid, text: &str) -> Option<Link> {
+        let Parts { secret, clock, keys, .. } = &self.inner.parts;
+        let link = links::open(secret, what, text, |key| keys.generation(key))?;
+        (link.session == session && clock.now() < link.until).then_some(link)
     }
 }
 
@@ -353,6 +341,17 @@ pub fn not_ready(why: &'static str) -> Error {
         .retry_after(Duration::from_secs(2))
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+fn gone() -> Error {
+    Error::new(Kind::Gone, "PREVIEW_GONE", "the session of this preview has ended")
+}
+
+/// Whether the answer is the same for everybody who asks, and says nothing of the session.
+fn is_outage(error: &Error) -> bool {
+    matches!(error.kind(), Kind::Unavailable | Kind::Internal) && error.stable_code() != "PREVIEW_NOT_READY"
+}
+
+/// A request to a preview has no deadline; to be let in has one.
+async fn in_time<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let late = |_| Err(Error::unavailable("the database", "who asks for a preview could not be let in in time"));
+    tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(late)
 }

@@ -120,7 +120,9 @@ impl Sessions {
         if project.status != ProjectStatus::Running {
             return Err(not_running());
         }
-        if new.preview_port.is_some_and(|port| self.inner.own_ports.contains(&port)) {
+        if let Some(port) = new.preview_port
+            && self.is_own_port(port).await?
+        {
             return Err(Error::invalid("preview_port is one of rdev's own ports"));
         }
         if store::sessions::one_is_alive(&mut self.inner.db.conn().await?, &project.id).await? {
@@ -281,6 +283,14 @@ impl Sessions {
         Ok(())
     }
 
+    /// Whether this process listens there, or another one of this machine.
+    async fn is_own_port(&self, port: u16) -> Result<bool> {
+        if self.inner.own_ports.contains(&port) || !self.inner.workspaces.runtime().shares_ports() {
+            return Ok(self.inner.own_ports.contains(&port));
+        }
+        Ok(store::processes::one_listens_on(&mut self.inner.db.conn().await?, i32::from(port)).await?)
+    }
+
     /// The port that was asked for, the project's own where it is free, or a free one.
     async fn port(&self, project: &Project, asked: Option<u16>) -> Result<u16> {
         if !self.inner.workspaces.runtime().shares_ports() {
@@ -293,8 +303,8 @@ impl Sessions {
         }
         let preferred = project.preview_port.and_then(|port| u16::try_from(port).ok()).filter(|port| is_free(*port));
         match preferred {
-            Some(port) => Ok(port),
-            None => free_port(is_free).await,
+            Some(port) if !self.is_own_port(port).await? => Ok(port),
+            _ => free_port(is_free).await,
         }
     }
 

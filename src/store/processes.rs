@@ -87,9 +87,17 @@ pub async fn others_live(c: &mut Conn, me: Uuid) -> Result<bool, DbError> {
     c.scalar(query_scalar(sql).bind(me)).await
 }
 
-/// Whether a living one is reached at this port of the machine.
+/// Where else it listens.
+pub async fn set_ports(c: &mut Conn, id: Uuid, ports: &[i32]) -> Result<(), DbError> {
+    c.execute(query("update process set ports = $2 where id = $1").bind(id).bind(ports)).await.map(drop)
+}
+
+/// Whether a living one listens on this port of the machine.
 pub async fn one_listens_on(c: &mut Conn, port: i32) -> Result<bool, DbError> {
-    let sql = "select exists (select from process where expires_at > now() and address like '%:' || $1::int)";
+    let sql = "select exists (
+                   select from process
+                   where expires_at > now() and (address like '%:' || $1::int or $1 = any(ports))
+               )";
     c.scalar(query_scalar(sql).bind(port)).await
 }
 

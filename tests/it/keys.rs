@@ -10,7 +10,7 @@ const UNKNOWN_UUID: &str = "01890000-0000-7000-8000-000000000000";
 /// Well-formed, with a right checksum, and in no database.
 const BOOTSTRAP: &str = "rdev_sk_AAAAAABBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBB";
 
-fn with_checksum(body: &str) -> String {
+pub fn with_checksum(body: &str) -> String {
     const DIGITS: &[u8] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
     let mut number = crc32fast::hash(body.as_bytes());
     let mut digits = [b'0'; 6];

@@ -146,21 +146,118 @@ async fn another_process_shows_it_too_and_hears_of_its_end() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_visit_is_activity() {
+/// One that ends after ten quiet minutes.
+async fn restless() -> Preview {
     let app = TestApp::start().await;
     app.project("p").await;
     let body = json!({"new_branch": "feature", "idle_timeout": "10m"});
     let session = app.admin().post("/projects/p/sessions", body).await.data(201);
-    let preview = Preview::silent(app, session);
+    Preview::silent(app, session)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_visit_is_activity() {
+    let preview = restless().await;
+    let _program = preview.listens("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
     for _ in 0..4 {
         preview.app.advance(chrono::TimeDelta::minutes(6));
-        preview.get("/").await.refusal(503, "PREVIEW_NOT_READY");
+        assert_eq!(preview.get("/").await.text, "ok");
         let shown = preview.app.admin().get(&preview.session_path()).await.data(200);
         assert_eq!(shown["status"], "active");
         let at: chrono::DateTime<chrono::Utc> = shown["last_activity_at"].as_str().unwrap().parse().unwrap();
         assert_eq!(at, preview.app.clock.now());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_waits_for_a_program_keeps_no_session_alive() {
+    let preview = restless().await;
+    let begun = preview.app.admin().get(&preview.session_path()).await.data(200)["last_activity_at"].clone();
+    preview.app.advance(chrono::TimeDelta::minutes(6));
+    preview.get("/").await.refusal(503, "PREVIEW_NOT_READY");
+    let shown = preview.app.admin().get(&preview.session_path()).await.data(200);
+    assert_eq!(shown["last_activity_at"], begun);
+    preview.app.advance(chrono::TimeDelta::minutes(5));
+    super::support::eventually("it ends as one that nobody uses", async || {
+        (preview.get("/").await.status == 410).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_an_answer_hears_that_the_session_has_ended() {
+    let app = TestApp::start().await;
+    app.project("p").await;
+    let session = app.session("p", "feature").await;
+    let preview = Preview::silent(app, session);
+    let _program = preview.listens("").await;
+    let admin = preview.app.admin();
+    let deleted = async {
+        super::support::eventually("the program is asked", async || {
+            let shown = admin.get(&preview.session_path()).await.data(200);
+            (shown["last_activity_at"] != preview.session["last_activity_at"]).then_some(())
+        })
+        .await;
+        admin.delete(&preview.session_path()).await.data(200);
+    };
+    preview.app.advance(chrono::TimeDelta::minutes(1));
+    let (reply, ()) = tokio::join!(preview.get("/"), deleted);
+    reply.refusal(410, "PREVIEW_GONE");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_its_session_ends_is_no_bad_one() {
+    let preview = Preview::shows().await;
+    let admin = preview.app.admin();
+    let ended = async {
+        let asked = async || {
+            let shown = admin.get("/metrics").await.text;
+            shown.contains("endpoint=\"preview\"").then_some(())
+        };
+        super::support::eventually("previews are asked", asked).await;
+        admin.delete(&preview.session_path()).await.data(200);
+    };
+    let waiting = futures::future::join_all((0..8).map(|_| preview.get("/hang")));
+    let (replies, ()) = tokio::join!(waiting, ended);
+    for reply in replies {
+        let told = (reply.status, reply.json()["error"]["code"].clone());
+        assert!(told == (503, json!("PREVIEW_NOT_READY")) || told == (410, json!("PREVIEW_GONE")), "{told:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_are_counted_without_their_paths() {
+    let preview = Preview::shows().await;
+    preview.send("BREW".parse().unwrap(), "/secret", None, &[]).await;
+    preview.get("/answer?status=404").await;
+    let counted = preview.app.admin().get("/metrics").await.text;
+    for labels in [r#"method="other",status="2xx""#, r#"method="GET",status="4xx""#] {
+        let line = format!("rdev_api_request_duration_seconds_count{{endpoint=\"preview\",{labels}}}");
+        assert!(counted.contains(&line), "{line}: {counted}");
+    }
+    assert!(!counted.contains("secret") && !counted.contains("BREW"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_database_stands_still_everybody_hears_it_soon() {
+    let preview = Preview::shows().await;
+    let began = std::time::Instant::now();
+    let mut stop = preview.app.db().connect().await;
+    let run = async |conn: &mut sqlx::PgConnection, sql: &'static str| {
+        sqlx::Executor::execute(conn, sql).await.expect(sql);
+    };
+    run(&mut stop, "begin").await;
+    run(&mut stop, "lock table session in access exclusive mode").await;
+    super::support::eventually("what was read a moment ago is not trusted any more", async || {
+        (preview.get("/").await.status == 503).then_some(())
+    })
+    .await;
+    let all = futures::future::join_all((0..40).map(|_| preview.get("/"))).await;
+    assert!(all.iter().all(|reply| reply.status == 503));
+    assert!(began.elapsed().as_secs() < 60, "they waited one after the other: {:?}", began.elapsed());
+    run(&mut stop, "rollback").await;
+    super::support::eventually("it is shown again", async || (preview.get("/").await.status == 200).then_some(()))
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -183,6 +280,33 @@ async fn connections_to_a_program_are_used_again() {
         sockets.push(preview.get("/").await.json()["socket"].clone());
     }
     assert!(sockets.iter().filter(|socket| **socket == first).count() > 5, "{first}: {sockets:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ports_of_another_process_are_not_shown_either() {
+    let preview = Preview::shows().await;
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let _other = preview.app.sibling(&[("RDEV_METRICS_LISTEN", &format!("127.0.0.1:{port}"))]).await;
+    super::support::eventually("it is known who listens there", async || {
+        let sql = format!("select count(*) from process where {port} = any(ports)");
+        (preview.app.db().count(&sql).await == 1).then_some(())
+    })
+    .await;
+    preview.app.db().run(&format!("update session set preview_port = {port}")).await;
+    super::support::eventually("the port is looked at", async || {
+        let reply = preview.get("/metrics").await;
+        (reply.status == 503 && reply.text.contains("PREVIEW_NOT_READY")).then_some(())
+    })
+    .await;
+    preview.app.project("q").await;
+    let body = json!({"new_branch": "feature", "preview_port": port});
+    preview.app.admin().post("/projects/q/sessions", body).await.refused(
+        400,
+        "BAD_REQUEST",
+        "preview_port is one of rdev's own ports",
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -32,7 +32,7 @@ struct Far {
 }
 
 impl Progress {
-    fn start(done: bool) -> Self {
+    pub fn start(done: bool) -> Self {
         Self(Arc::new(Far { moved: Mutex::new(Instant::now()), done: AtomicBool::new(done) }))
     }
 
@@ -45,7 +45,8 @@ impl Progress {
         self.0.done.load(Ordering::Acquire)
     }
 
-    fn moves(&self) {
+    /// More of it went on.
+    pub fn moves(&self) {
         *self.0.moved.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 

@@ -92,7 +92,7 @@ async fn within<T>(guest: &Guest, progress: &Progress, flood: &Notify, work: imp
 }
 
 /// Until nothing has gone on for so long.
-async fn stands_still(progress: &Progress, patience: Duration) {
+pub async fn stands_still(progress: &Progress, patience: Duration) {
     loop {
         let until = progress.moved() + patience;
         if until <= Instant::now() {

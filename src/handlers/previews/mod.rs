@@ -14,13 +14,19 @@ mod page;
 mod pool;
 mod tunnel;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{body::Body, extract::Request, response::Response};
+use futures::FutureExt as _;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header, request::Parts};
 use http_body::Body as _;
 use hyper::upgrade::OnUpgrade;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use uuid::Uuid;
 
 pub use self::{
     address::{Addresses, Asked},
@@ -54,9 +60,34 @@ pub struct Service {
     pub stop: CancellationToken,
 }
 
+/// Whose right an answer was given by.
+#[derive(Clone, Copy)]
+struct By(Uuid);
+
 impl Service {
-    /// Answers with what the session's program answers, or says why not.
-    pub async fn serve(&self, asked: &Asked, request: Request, scheme: &'static str) -> Response {
+    /// Answers with what the session's program answers, or says why not. One line in the log, without
+    /// path and query: they are the program's, and may hold a link.
+    pub async fn answer(&self, asked: Result<Asked>, request: Request, scheme: &'static str) -> Response {
+        let started = Instant::now();
+        let (method, as_page) = (request.method().clone(), page::is_wanted(request.headers()));
+        let session = asked.as_ref().map_or(Uuid::nil(), |asked| asked.session);
+        let shown = AssertUnwindSafe(async {
+            match asked {
+                Ok(asked) => self.serve(&asked, request, scheme).await,
+                Err(error) => page::refusal(error, as_page),
+            }
+        });
+        let panicked = |_| page::refusal(Error::internal("a preview panicked"), as_page);
+        let mut response = shown.catch_unwind().await.unwrap_or_else(panicked);
+        let key = response.extensions_mut().remove::<By>().map_or(Uuid::nil(), |by| by.0);
+        let (status, took) = (response.status(), started.elapsed());
+        self.door.metrics.preview(&method, status, took);
+        let (id, took) = (context::current().request_id, u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+        tracing::debug!(request.id = %id, session.id = %session, key.id = %key, http.method = %method, http.status = status.as_u16(), duration_ms = took, "a preview's request");
+        response
+    }
+
+    async fn serve(&self, asked: &Asked, request: Request, scheme: &'static str) -> Response {
         let (parts, body) = request.into_parts();
         let as_page = page::is_wanted(&parts.headers);
         let is_sending = parts.version < Version::HTTP_2 && !body.is_end_stream();
@@ -68,11 +99,6 @@ impl Service {
             }
             response
         })
-    }
-
-    /// What is said where no preview can be.
-    pub fn refuse(error: Error, asked_by: &HeaderMap) -> Response {
-        page::refusal(error, page::is_wanted(asked_by))
     }
 
     /// Looks after what is open and what is idle, until the stop.
@@ -106,9 +132,8 @@ impl Service {
     async fn exchange_link(&self, asked: &Asked, headers: &HeaderMap, link: &str, target: &str) -> Result<Response> {
         let mut response = redirect(StatusCode::SEE_OTHER, target);
         match self.previews.by_link(asked.session, link).await {
-            Ok((_, opened)) => {
-                let life = self.previews.left(&opened);
-                if let Some(cookie) = cookies::pass(link, life, self.addresses.is_https()) {
+            Ok(shown) => {
+                if let Some(cookie) = cookies::pass(&shown.text, shown.life, self.addresses.is_https()) {
                     response.headers_mut().insert(header::SET_COOKIE, cookie);
                 }
             }
@@ -130,18 +155,10 @@ impl Service {
         if let Some(key) = onward::key(headers) {
             return self.previews.by_key(asked.session, &key, context::current().client).await;
         }
-        let mut refused = Error::unauthenticated();
         if asked.prefix.is_some() || origin::is_foreign(&self.addresses, asked, method, headers) {
-            return Err(refused);
+            return Err(Error::unauthenticated());
         }
-        for link in cookies::shown(headers, self.addresses.is_https()) {
-            match self.previews.by_link(asked.session, link).await {
-                Ok((guest, _)) => return Ok(guest),
-                Err(error) if error.kind() == Kind::Unauthenticated => {}
-                Err(error) => refused = error,
-            }
-        }
-        Err(refused)
+        self.previews.by_cookie(asked.session, cookies::shown(headers, self.addresses.is_https())).await
     }
 
     /// Without a credential, or with a cookie that has ended, nobody has tried anything.
@@ -185,12 +202,17 @@ impl Service {
         parts.version = Version::HTTP_11;
         parts.extensions.clear();
         let request = Request::from_parts(parts, body);
-        let (response, lent) = exchange::ask(&self.pool, &self.previews, &guest, request).await?;
+        let (response, lent) = match exchange::ask(&self.pool, &self.previews, &guest, request).await {
+            Ok(answered) => answered,
+            Err(error) => return Err(self.previews.why(&guest, error).await),
+        };
+        self.previews.seen(&guest).await;
         let (mut head, body) = response.into_parts();
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             return self.leave_http(asked, guest, head, leaving);
         }
         inward::rewrite(&mut head, asked, guest.port(), false);
+        head.extensions.insert(By(guest.key()));
         let stop = is_events(&head.headers).then(|| self.stop.clone());
         Ok(Response::from_parts(head, Body::new(Download::new(body, lent, guest, stop))))
     }
@@ -207,6 +229,7 @@ impl Service {
             return Err(pool::bad_answer(&"it changed to a protocol that nobody asked for"));
         };
         inward::rewrite(&mut head, asked, guest.port(), true);
+        head.extensions.insert(By(guest.key()));
         self.tunnels.spawn(tunnel::join(client, program, guest, open, self.stop.clone()));
         Ok(Response::from_parts(head, Body::empty()))
     }

@@ -5,7 +5,10 @@ use http::Method;
 use serde_json::json;
 
 use super::{
-    super::support::{TestApp, eventually},
+    super::{
+        keys::with_checksum,
+        support::{TestApp, eventually},
+    },
     program::Preview,
 };
 
@@ -284,4 +287,53 @@ async fn what_is_open_ends_with_the_link() {
         (preview.asked(&preview.app.nobody(), "/", &[("cookie", &cookie)]).await.status == 401).then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cookie_is_no_link_and_a_link_no_cookie() {
+    let preview = Preview::shows().await;
+    let link = preview.link(&preview.app.admin(), json!({})).await;
+    let cookie = preview.cookie(&link).await;
+    let nobody = preview.app.nobody();
+    let (name, text) = cookie.split_once('=').unwrap();
+    preview.asked(&nobody, &format!("/?rdev_preview={text}"), &[]).await.refusal(401, "UNAUTHORIZED");
+    let token = link.split_once('=').unwrap().1;
+    let as_cookie = format!("{name}={token}");
+    preview.asked(&nobody, "/", &[("cookie", &as_cookie)]).await.refusal(401, "UNAUTHORIZED");
+    assert_eq!(preview.asked(&nobody, "/", &[("cookie", &cookie)]).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn links_of_the_first_admin_key_end_with_it() {
+    let [first, second] = ["B", "C"].map(|letter| with_checksum(&format!("rdev_sk_AAAAAA{}", letter.repeat(32))));
+    let app = TestApp::with(&[("RDEV_ADMIN_KEY", &first)]).await;
+    app.project("p").await;
+    let session = app.session("p", "feature").await;
+    let preview = Preview::silent(app, session);
+    let cookie = preview.cookie(&preview.link(&preview.app.admin(), json!({})).await).await;
+    let Preview { app, session, .. } = preview;
+    for (key, code) in [(&first, (503, "PREVIEW_NOT_READY")), (&second, (401, "UNAUTHORIZED"))] {
+        let again = Preview::silent(app.sibling(&[("RDEV_ADMIN_KEY", key)]).await, session.clone());
+        again.asked(&again.app.nobody(), "/", &[("cookie", &cookie)]).await.refusal(code.0, code.1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_open_ends_with_the_link_while_the_database_is_away() {
+    let preview = Preview::shows().await;
+    let cookie = preview.cookie(&preview.link(&preview.app.admin(), json!({"expires_in": "10m"})).await).await;
+    let host = ("host", preview.host.as_str());
+    let mut others = Vec::new();
+    for _ in 0..6 {
+        let reader = preview.app.someone(&["sessions:read"]).await;
+        others.push(reader.request(Method::GET, "/open", None, &[host]).send().await.unwrap());
+    }
+    let headers = [("cookie", cookie.as_str()), host];
+    let open = preview.app.nobody().request(Method::GET, "/open", None, &headers).send().await.unwrap();
+    preview.app.db().take_away().await;
+    preview.app.advance(TimeDelta::minutes(11));
+    let read = super::super::support::soon("the end of what was open", open.text()).await;
+    assert!(read.is_err(), "it is cut, not ended: {read:?}");
+    drop(others);
+    preview.app.db().bring_back().await;
 }

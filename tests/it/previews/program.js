@@ -42,6 +42,8 @@ const server = http.createServer((req, res) => {
       }
       res.end('answered');
       break;
+    case '/hang':
+      break;
     case '/early':
       res.writeHead(413).end('too much');
       break;

@@ -2,6 +2,11 @@
 
 use http::Method;
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+    task::JoinSet,
+};
 
 use super::super::support::{Api, Reply, TestApp, eventually};
 
@@ -59,6 +64,27 @@ impl Preview {
         let host = format!("{}.localhost:{port}", session["id"].as_str().expect("an id"));
         let admin = app.admin();
         Self { app, session, host, admin }
+    }
+
+    /// A program that is none of the session's commands: it answers each connection once with these
+    /// bytes, or, where there are none, never. Ends when what is answered is dropped.
+    pub async fn listens(&self, answer: &'static str) -> JoinSet<()> {
+        let port = self.session["preview_port"].as_u64().and_then(|port| u16::try_from(port).ok()).expect("a port");
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.expect("the port is free");
+        let mut program = JoinSet::new();
+        program.spawn(async move {
+            let mut open = JoinSet::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                open.spawn(async move {
+                    let _some_of_it = stream.read(&mut [0; 4096]).await;
+                    if answer.is_empty() {
+                        std::future::pending::<()>().await;
+                    }
+                    let _sent = stream.write_all(answer.as_bytes()).await;
+                });
+            }
+        });
+        program
     }
 
     pub fn session_path(&self) -> String {
