@@ -28,7 +28,7 @@ use support::{
 };
 
 const ROUNDS: usize = 3;
-const SESSIONS: usize = 20;
+const SESSIONS: usize = 10;
 const FILES: usize = 10_000;
 const FILES_IN_A_FOLDER: usize = 50;
 const LINES_IN_A_FILE: usize = 40;
@@ -113,8 +113,9 @@ fn make_repository(dir: &Path) {
     for n in 0..FILES {
         let folder = dir.join(format!("src/part-{}", n / FILES_IN_A_FOLDER));
         std::fs::create_dir_all(&folder).expect("our own folder");
-        let text: String = (0..LINES_IN_A_FILE).map(|line| format!("let value_{line} = {};\n", n * line)).collect();
-        std::fs::write(folder.join(format!("file_{n}.rs")), text).expect("our own folder");
+        let lines = (0..LINES_IN_A_FILE).map(|line| format!("let value_{line} = {};\n", n * line));
+        std::fs::write(folder.join(format!("file_{n}.rs")), lines.collect::<Vec<_>>().concat())
+            .expect("our own folder");
     }
     git(dir, &["init", "--quiet", "--initial-branch=main"]);
     git(dir, &["add", "--all"]);

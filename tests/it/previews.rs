@@ -228,14 +228,14 @@ async fn a_program_that_its_session_ends_is_no_bad_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_are_counted_without_their_paths() {
     let preview = Preview::shows().await;
-    preview.send("BREW".parse().unwrap(), "/secret", None, &[]).await;
+    preview.send("PROPFIND".parse().unwrap(), "/secret", None, &[]).await;
     preview.get("/answer?status=404").await;
     let counted = preview.app.admin().get("/metrics").await.text;
     for labels in [r#"method="other",status="2xx""#, r#"method="GET",status="4xx""#] {
         let line = format!("rdev_api_request_duration_seconds_count{{endpoint=\"preview\",{labels}}}");
         assert!(counted.contains(&line), "{line}: {counted}");
     }
-    assert!(!counted.contains("secret") && !counted.contains("BREW"));
+    assert!(!counted.contains("secret") && !counted.contains("PROPFIND"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

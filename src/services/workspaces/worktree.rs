@@ -14,8 +14,9 @@ pub struct Worktree<'a> {
 }
 
 /// $1 workspace, $2 worktree, $3 branch, $4 session, $5 base, $6 URL, $7 commit; the token on standard input.
-/// The commit is fetched only where the clone lacks it. What belongs to the branch is configured for the
-/// worktree alone, so that nothing of it is left in the clone. A second try is made after clearing up.
+/// The commit is fetched only where the clone lacks it, and all cores write its files. What belongs to the
+/// branch is configured for the worktree alone, so that nothing of it is left in the clone. A second try is
+/// made after clearing up.
 const ADD: &str = r#"
 umask 077
 mkdir -p "$HOME/.rdev/sessions"
@@ -37,7 +38,8 @@ set_here() { git config --file "$own/config.worktree" "$@"; }
 make() {
     bring "$3" "$7" "$5" "$6" "$4" &&
         let_go "refs/heads/$3" &&
-        git -c core.hooksPath=/dev/null worktree add --quiet --force --no-track -B "$3" "$2" "refs/remotes/origin/$3" &&
+        git -c core.hooksPath=/dev/null -c checkout.workers=0 \
+            worktree add --quiet --force --no-track -B "$3" "$2" "refs/remotes/origin/$3" &&
         set_here "credential.$5.helper" "" &&
         set_here --add "credential.$5.helper" "$(helper "sessions/$4")" &&
         set_here push.default current &&
