@@ -195,9 +195,11 @@ impl Service {
             prefix: asked.prefix.as_deref(),
         };
         let framing = onward::framing(&parts.method, &parts.headers, &body);
+        if leaving.is_some() {
+            origin::localize(&mut parts.headers, &self.addresses, asked, &host);
+        }
         onward::rewrite(&mut parts.headers, &told, wanted.filter(|_| leaving.is_some()));
         parts.headers.extend(framing);
-        origin::localize(&mut parts.headers, &self.addresses, asked, &host);
         parts.uri = target.parse().map_err(|_| Error::invalid("the path cannot be passed on"))?;
         parts.version = Version::HTTP_11;
         parts.extensions.clear();

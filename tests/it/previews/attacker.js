@@ -13,7 +13,8 @@ net.createServer((socket) => {
     if (path === 'hangup') return socket.destroy();
     if (path === 'headers' || path === 'line' || path === 'hints') {
       socket.write(path === 'hints' ? '' : 'HTTP/1.1 200 OK\r\nX: ');
-      const piece = { headers: 'x\r\nX-More: ', line: 'x'.repeat(64), hints: 'HTTP/1.1 103 Early Hints\r\n\r\n' }[path];
+      const hint = `HTTP/1.1 103 Early Hints\r\nLink: ${'x'.repeat(2000)}\r\n\r\n`;
+      const piece = { headers: 'x\r\nX-More: ', line: 'x'.repeat(64), hints: hint }[path];
       const block = piece.repeat(200);
       const more = () => {
         for (let n = 0; n < 50 && !socket.destroyed; n++) if (!socket.write(block)) break;

@@ -67,7 +67,7 @@ server.on('upgrade', (req, socket, head) => {
   const name = req.headers.upgrade;
   const accept = crypto.createHash('sha1').update(key + '258EAFA5-E914-47DA-95CA-C5AB0DC85B11').digest('base64');
   const proof = key ? `Sec-WebSocket-Accept: ${accept}\r\n` : '';
-  socket.write(`HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: ${name}\r\n${proof}\r\n`);
+  socket.write(`HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: ${name}\r\nX-Origin: ${req.headers.origin}\r\n${proof}\r\n`);
   const say = (data) => {
     if (!key) return socket.write(data);
     const length = data[1] & 127;

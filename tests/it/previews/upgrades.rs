@@ -53,10 +53,14 @@ async fn ends(mut stream: TcpStream) {
 async fn a_websocket_speaks_both_ways() {
     let preview = Preview::shows().await;
     let key = STANDARD.encode([7; 16]);
-    let headers = format!("{}Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n", by_admin(&preview));
+    let (admin, host) = (by_admin(&preview), &preview.host);
+    let headers =
+        format!("{admin}Origin: http://{host}\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n");
     let (mut stream, head) = upgrade(&preview, "websocket", &headers).await;
     assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
     let head = head.to_ascii_lowercase();
+    let local = format!("x-origin: http://localhost:{}\r\n", preview.session["preview_port"]);
+    assert!(head.contains(&local), "the program compares it with its host: {head}");
     assert!(head.contains("upgrade: websocket") && head.contains("sec-websocket-accept: "), "{head}");
     for text in ["hello", "again"] {
         let mask = [1, 2, 3, 4];
