@@ -193,7 +193,7 @@ fn context_of(request: &Request, peer: Option<IpAddr>, trusted: &[ipnet::IpNet])
     }
 }
 
-/// A UUIDv7 without a call of the system: `now_v7` asks it for every one.
+/// A `UUIDv7` without a call of the system: `now_v7` asks it for every one.
 fn fresh_id() -> Uuid {
     let (seconds, nanos) = Timestamp::now(NoContext).to_unix();
     let millis = seconds * 1000 + u64::from(nanos / 1_000_000);

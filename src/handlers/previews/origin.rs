@@ -32,7 +32,7 @@ fn is_visit(method: &Method, headers: &HeaderMap) -> bool {
     matches!(*method, Method::GET | Method::HEAD) && says(&MODE, "navigate") && says(&DEST, "document")
 }
 
-/// Programs that take WebSockets compare `Origin` with `Host` and nothing else: the preview's own, and
+/// Programs that take `WebSockets` compare `Origin` with `Host` and nothing else: the preview's own, and
 /// its `Referer`, become what `Host` is. Those that take forms look at `X-Forwarded-Host`, too.
 pub fn localize(headers: &mut HeaderMap, addresses: &Addresses, asked: &Asked, host: &str) {
     for name in [header::ORIGIN, header::REFERER] {

@@ -135,7 +135,7 @@ impl Action for SessionCreate {
     }
 
     fn run<'a>(&'a self, attempt: &'a Attempt) -> BoxFuture<'a, Outcome> {
-        async { ended(self.run(attempt).await) }.boxed()
+        async { ended(Box::pin(self.run(attempt)).await) }.boxed()
     }
 
     fn undo<'a>(&'a self, attempt: &'a Attempt) -> BoxFuture<'a, Outcome> {
