@@ -84,11 +84,24 @@ async fn ways(rdev: &Server, program: SocketAddr) -> [Way; 2] {
     let link = format!("/projects/measured/sessions/{sid}/preview-links");
     let link = rdev.call("POST", &link, Some(&json!({}))).await;
     let link = link["url"].as_str().and_then(|url| url.split_once("rdev_preview=")).expect("a link").1;
-    let host = format!("host: {sid}.localhost:{}\r\n", rdev.address.port());
+    let host = format!("{sid}.localhost:{}", rdev.address.port());
+    let cookie = exchanged(rdev, &host, link).await;
+    let host = format!("host: {host}\r\n");
     [
         Way { name: "by a key", headers: format!("{host}authorization: Bearer {}\r\n", rdev.key) },
-        Way { name: "by a link's cookie", headers: format!("{host}cookie: rdev_preview={link}\r\n") },
+        Way { name: "by a link's cookie", headers: format!("{host}cookie: {cookie}\r\n") },
     ]
+}
+
+/// The cookie that a link is exchanged for.
+async fn exchanged(rdev: &Server, host: &str, link: &str) -> String {
+    let mut stream = tokio::net::TcpStream::connect(rdev.address).await.expect("rdev listens");
+    let request = format!("GET /?rdev_preview={link} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+    tokio::io::AsyncWriteExt::write_all(&mut stream, request.as_bytes()).await.expect("it takes it");
+    let mut answer = String::new();
+    tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut answer).await.expect("an answer");
+    let cookie = answer.split("set-cookie: ").nth(1).expect("a cookie");
+    cookie.split(';').next().expect("its value").to_owned()
 }
 
 struct Sides {

@@ -63,7 +63,7 @@ impl Drop for Nginx {
 fn configuration(dir: &Path, address: SocketAddr, port: u16) -> String {
     let dir = dir.display();
     let files = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
-    let files: String = files.iter().map(|name| format!("{name}_temp_path {dir}/{name};\n")).collect();
+    let files = files.map(|name| format!("{name}_temp_path {dir}/{name};\n")).concat();
     let user = if nix::unistd::Uid::effective().is_root() { "user root;\n" } else { "" };
     format!(
         "daemon off;

@@ -186,7 +186,7 @@ async fn a_page_of_another_preview_does_not_act_here() {
         preview.by(&nobody, Method::POST, "/", Some("x"), &headers).await
     };
     assert_eq!(post(&own).await.status, 200);
-    let elsewhere = format!("{}1", own);
+    let elsewhere = format!("{own}1");
     for foreign in [other.as_str(), &elsewhere, "null", "http://example.org", "https://[", ""] {
         post(foreign).await.refusal(401, "UNAUTHORIZED");
     }

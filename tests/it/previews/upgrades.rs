@@ -54,8 +54,7 @@ async fn a_websocket_speaks_both_ways() {
     let preview = Preview::shows().await;
     let key = STANDARD.encode([7; 16]);
     let (admin, host) = (by_admin(&preview), &preview.host);
-    let headers =
-        format!("{admin}Origin: http://{host}\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n");
+    let headers = format!("{admin}Origin: http://{host}\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n");
     let (mut stream, head) = upgrade(&preview, "websocket", &headers).await;
     assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
     let head = head.to_ascii_lowercase();
@@ -64,12 +63,13 @@ async fn a_websocket_speaks_both_ways() {
     assert!(head.contains("upgrade: websocket") && head.contains("sec-websocket-accept: "), "{head}");
     for text in ["hello", "again"] {
         let mask = [1, 2, 3, 4];
+        let length = u8::try_from(text.len()).unwrap();
         let masked = text.bytes().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask);
-        let frame: Vec<u8> = [0x81, 0x80 | text.len() as u8].into_iter().chain(mask).chain(masked).collect();
+        let frame: Vec<u8> = [0x81, 0x80 | length].into_iter().chain(mask).chain(masked).collect();
         stream.write_all(&frame).await.unwrap();
         let mut back = vec![0; 2 + text.len()];
         soon("the frame", stream.read_exact(&mut back)).await.unwrap();
-        assert_eq!((&back[..2], &back[2..]), (&[0x81, text.len() as u8][..], text.as_bytes()));
+        assert_eq!((&back[..2], &back[2..]), (&[0x81, length][..], text.as_bytes()));
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{chaos::fleet::Doors, support::sink::lock};
 /// What one attempt to reach a process may take.
 const PATIENCE: Duration = Duration::from_secs(4);
 /// What a request may take, over all its attempts. Reached only by a test that fails.
-const IN_ALL: Duration = Duration::from_secs(60);
+const IN_ALL: Duration = Duration::from_mins(1);
 const AGAIN: Duration = Duration::from_millis(100);
 
 /// Cheap to clone.

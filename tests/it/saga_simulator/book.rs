@@ -340,7 +340,7 @@ impl Book {
         if status == Compensated && !page.undo_began {
             return Ok(());
         }
-        ensure(!(undone && page.undo_began) && !matches!(status, Cancelled | Completed), || {
+        ensure(!(undone && page.undo_began || matches!(status, Cancelled | Completed)), || {
             format!("step {step} was done when it was {status:?}")
         })?;
         let before = page.effect.replace((generation, whole));

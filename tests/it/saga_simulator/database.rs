@@ -255,12 +255,12 @@ impl Database {
         let mut held = self.load(id);
         let turn = if held.turn == Turn::Has { Turn::Has } else { self.ask_turn(self.rows[id].key) };
         let expected = self.may_ask(id, asked);
-        let changed = held.saga.control(asked, by, time(self.now), turn != Turn::Waits);
-        self.seen.expect(changed.is_ok() == expected, || {
+        let decided = held.saga.control(asked, by, time(self.now), turn != Turn::Waits);
+        self.seen.expect(decided.is_ok() == expected, || {
             let status = self.rows[id].stored.status;
             format!("saga {id}, {status:?}: {asked:?} was {}", if expected { "refused" } else { "allowed" })
         });
-        let Ok(changes) = changed else {
+        let Ok(changes) = decided else {
             self.seen.count("refused");
             if self.flaw == Some(Flaw::HalfRefuses) {
                 held.saga.retry_count += 1;

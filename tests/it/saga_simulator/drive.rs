@@ -354,7 +354,9 @@ impl Drive {
     }
 
     fn abort(&self, attempts: Vec<Attempt>, world: &mut World) {
-        attempts.into_iter().for_each(|attempt| attempt.abort(self.id, self.fence, world));
+        for attempt in attempts {
+            attempt.abort(self.id, self.fence, world);
+        }
     }
 
     pub fn lets_go(mut self, world: &mut World) {

@@ -39,9 +39,9 @@ impl History {
     pub fn unfold(&mut self) -> Result<(), String> {
         let (mut moves, mut lulls) = (0, 0);
         while moves < STORM && lulls < STORM {
-            let moved = self.step()?;
-            (moves, lulls) = (moves + u32::from(moved), lulls + u32::from(!moved));
-            if moved || self.world.chance(0.2) {
+            let did = self.step()?;
+            (moves, lulls) = (moves + u32::from(did), lulls + u32::from(!did));
+            if did || self.world.chance(0.2) {
                 self.interfere();
                 self.world.db.check()?;
             }

@@ -115,8 +115,8 @@ pub fn draw(world: &mut World) -> Drawn {
     if world.chance(0.5) {
         needs = shuffled(&needs, world);
     }
-    let plain = count == 200 && world.chance(0.5);
-    let kind = |world: &mut World| match (plain, asks) {
+    let only_noops = count == 200 && world.chance(0.5);
+    let kind = |world: &mut World| match (only_noops, asks) {
         (true, _) => Kind::Noop,
         (_, true) => Kind::Approval,
         _ => a_kind(world),
@@ -131,7 +131,9 @@ fn planned(kinds: &[Kind], needs: Vec<Vec<usize>>, world: &mut World) -> Plan {
     let ancestors: Vec<Option<usize>> = (0..count).map(|at| ancestor(&needs, at, world)).collect();
     let mut steps: Vec<PlannedStep> = (0..count).map(|at| step(at, kinds[at], ancestors[at], world)).collect();
     for (at, needs) in needs.into_iter().enumerate() {
-        needs.iter().for_each(|need| steps[*need].needed_by.push(at));
+        for need in &needs {
+            steps[*need].needed_by.push(at);
+        }
         steps[at].needs = needs;
     }
     let on_failure = if world.chance(0.4) { OnFailure::Compensate } else { OnFailure::Stop };

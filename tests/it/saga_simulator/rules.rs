@@ -33,11 +33,10 @@ pub fn step_may(from: StepStatus, to: StepStatus) -> bool {
         S::Running => &[S::Completed, S::Failed, S::Unknown, S::Retrying, S::Cancelled],
         S::Retrying => &[S::Running, S::Failed, S::Unknown, S::Cancelled],
         S::Waiting => &[S::Completed, S::Failed, S::Cancelled],
-        S::Completed => &[S::Compensating],
+        S::Completed | S::CompensationFailed => &[S::Compensating],
         S::Failed | S::Unknown => &[S::Pending, S::Skipped, S::Compensating],
         S::Skipped => &[S::Pending],
         S::Compensating => &[S::Compensated, S::CompensationFailed],
-        S::CompensationFailed => &[S::Compensating],
         S::Compensated | S::Cancelled => &[],
     };
     next.contains(&to)

@@ -13,7 +13,7 @@ fn saga_may(from: &str) -> &'static [&'static str] {
         "running" => &["waiting", "completed", "failed", "compensating", "cancelled"],
         "waiting" => &["running", "completed", "failed", "compensating", "cancelled"],
         "failed" => &["running", "compensating", "cancelled"],
-        "completed" => &["compensating"],
+        "completed" | "compensation_failed" => &["compensating"],
         "compensating" => &["compensated", "stuck"],
         "stuck" => &["compensating", "cancelled"],
         _ => &[],
@@ -31,7 +31,6 @@ fn step_may(from: &str) -> &'static [&'static str] {
         "completed" => &["compensating"],
         "failed" | "unknown" => &["pending", "skipped", "compensating"],
         "compensating" => &["compensated", "compensation_failed"],
-        "compensation_failed" => &["compensating"],
         _ => &[],
     }
 }

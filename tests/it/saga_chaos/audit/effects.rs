@@ -124,11 +124,11 @@ fn in_order(story: &Story, wrong: &mut Vec<String>) {
     }
 }
 
-/// One of these that came although one of those had.
+/// One of these that came although one of the others had.
 fn after_the_first<'a>(
     mut these: impl Iterator<Item = &'a Arrival>,
-    mut those: impl Iterator<Item = &'a Arrival>,
+    mut others: impl Iterator<Item = &'a Arrival>,
 ) -> Option<&'a Arrival> {
-    let first = those.next()?;
+    let first = others.next()?;
     these.find(|one| one.order > first.order)
 }

@@ -72,7 +72,7 @@ impl Kind {
         place.things(&sql).await
     }
 
-    fn id_of<'a>(self, output: &'a Value) -> &'a str {
+    fn id_of(self, output: &Value) -> &str {
         let name = match self {
             Self::Checkout => "checkout_id",
             Self::Session => "session_id",
