@@ -47,6 +47,8 @@ struct Inner {
     circuits: IntGaugeVec,
     transitions: IntCounterVec,
     pool: IntGaugeVec,
+    revocations: IntCounterVec,
+    irrevocable: IntGaugeVec,
 }
 
 const REQUEST_BUCKETS: &[f64] =
@@ -133,6 +135,18 @@ impl Metrics {
                 &["name", "to"],
             ),
             pool: gauge(&registry, "rdev_database_connections", "connections to the database", &["state"]),
+            revocations: counter(
+                &registry,
+                "rdev_git_token_revocations_total",
+                "attempts to revoke a token at the git host",
+                &["result"],
+            ),
+            irrevocable: gauge(
+                &registry,
+                "rdev_git_tokens_irrevocable",
+                "tokens of ended checkouts that the git host did not let go of",
+                &[],
+            ),
             registry,
         };
         let build = gauge(&inner.registry, "rdev_build_info", "the version that runs", &["version"]);
@@ -232,6 +246,17 @@ impl Metrics {
 
     pub fn saga_step_retried(&self, action: &str) {
         self.0.saga_retries.with_label_values(&[action]).inc();
+    }
+
+    /// An attempt to revoke a token at the git host.
+    pub fn token_revoked(&self, result: &str) {
+        self.0.revocations.with_label_values(&[result]).inc();
+    }
+
+    /// How many tokens the git host did not let go of.
+    pub fn irrevocable_tokens(&self, count: i64) {
+        let none: [&str; 0] = [];
+        self.0.irrevocable.with_label_values(&none).set(count);
     }
 
     pub fn flushed(&self, waited: Duration) {

@@ -19,7 +19,7 @@ use rdev::{
         saga::spec::StepSpec,
         scopes::{Scope, ScopeSet},
     },
-    forge::EmbeddedHost,
+    forge::Forge,
     metrics::Metrics,
     queue::{self, Crew, Lane, Lease, Queue},
     runtime::{self, LocalOptions},
@@ -53,7 +53,7 @@ pub struct Inside {
     caller: Key,
     queue: Queue,
     attached: Attached,
-    forge: EmbeddedHost,
+    forge: Forge,
     stop: CancellationToken,
     background: JoinSet<()>,
     chores: TaskTracker,
@@ -79,7 +79,7 @@ struct Ground {
     outbox: Outbox,
     hub: Hub,
     streams: Streams,
-    forge: EmbeddedHost,
+    forge: Forge,
     workspaces: Workspaces,
 }
 
@@ -112,8 +112,8 @@ impl Inside {
             output_limit: config.output_limit,
         };
         let streams = Streams::new(attached.db.clone(), hub.clone(), writer);
-        let forge = EmbeddedHost::open(data_dir.git(), exe).await.expect("a git host");
-        let workspaces = Workspaces::new(runtime::open(options).expect("a runtime"));
+        let forge = Forge::open(&config.git_host, data_dir.git(), exe, clock.clone()).await.expect("a git host");
+        let workspaces = Workspaces::new(runtime::open(options).expect("a runtime"), forge.folder().to_owned());
         let ground = Ground { config, clock, metrics, queue, outbox, hub, streams, forge, workspaces };
         Arc::new(Self::at_work(ground, attached, background, stop, url, data))
     }
@@ -238,7 +238,7 @@ fn sagas(
         streams: streams.clone(),
         forge: forge.clone(),
         workspaces: workspaces.clone(),
-        site: Site { public: here.clone(), local: here },
+        site: Site { public: here.clone(), clone: here.clone(), local: here },
         import_root: None,
     });
     Sagas::new(sagas::Parts {

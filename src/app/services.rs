@@ -16,7 +16,7 @@ use crate::{
     database::{Db, news},
     domain::clock::Clock,
     egress::Egress,
-    forge::EmbeddedHost,
+    forge::Forge,
     handlers::{self, guard::Door, previews::Addresses},
     metrics::Metrics,
     models::Upstreams,
@@ -26,7 +26,7 @@ use crate::{
     services::{
         callouts::Callouts,
         chats::Chats,
-        checkouts::{self, Checkouts},
+        checkouts::{self, Checkouts, Revoking},
         commands::{self, Commands, Quotas},
         deletion::{self, Deletion},
         following::Following,
@@ -56,7 +56,7 @@ use crate::{
     },
     workers::{
         self, CheckoutExpiry, Chore, Inventory, KeyUpkeep, QueueGauge, Readdress, Retention, SagaTimers, SessionExpiry,
-        actions,
+        TokenSweeper, actions,
     },
 };
 
@@ -80,7 +80,7 @@ pub struct Built {
     pub projects: Projects,
     pub commands: Commands,
     pub queue: Queue,
-    pub forge: EmbeddedHost,
+    pub forge: Forge,
     pub health: Health,
     pub data_dir: DataDir,
     pub requests: TaskTracker,
@@ -106,7 +106,7 @@ struct Ground {
     outbox: Outbox,
     streams: Streams,
     place: Place,
-    forge: EmbeddedHost,
+    forge: Forge,
     workspaces: Workspaces,
     keys: Keys,
     site: Site,
@@ -140,9 +140,16 @@ struct Rules {
 pub async fn build(given: Ingredients<'_>, background: &TaskTracker) -> Result<Built, Why> {
     let ground = ground(&given, background).await?;
     let rules = rules(&ground, given.config, given.address, background, &given.stop);
-    let health = Health::new(ground.db.clone(), ground.place.clone(), ground.metrics.clone(), ground.upstreams.clone());
+    let health = Health::new(
+        ground.db.clone(),
+        ground.place.clone(),
+        ground.metrics.clone(),
+        ground.upstreams.clone(),
+        ground.forge.clone(),
+    );
     let pool = Pool::new(pool::Parts {
         db: ground.db.clone(),
+        forge: ground.forge.clone(),
         upstreams: ground.upstreams.clone(),
         webhooks: rules.webhooks.clone(),
         callouts: ground.callouts.clone(),
@@ -179,7 +186,8 @@ pub async fn build(given: Ingredients<'_>, background: &TaskTracker) -> Result<B
         outbox: ground.outbox,
         crews,
         chores: vec![
-            Arc::new(CheckoutExpiry(checkouts)),
+            Arc::new(CheckoutExpiry(checkouts.clone())),
+            Arc::new(TokenSweeper(checkouts)),
             Arc::new(SessionExpiry(sessions)),
             Arc::new(KeyUpkeep(ground.keys)),
             Arc::new(readdress),
@@ -202,7 +210,8 @@ async fn ground(given: &Ingredients<'_>, background: &TaskTracker) -> Result<Gro
     background.spawn(writing);
     let place = runtime::open(local_options(config, given))
         .map_err(|error| Why::Failed(format!("RDEV_LOCAL_SANDBOX: {error}")))?;
-    let forge = EmbeddedHost::open(given.data_dir.git(), given.exe.clone()).await;
+    let forge = Forge::open(&config.git_host, given.data_dir.git(), given.exe.clone(), clock.clone()).await;
+    let forge = forge.map_err(|error| Why::Failed(error.to_string()))?;
     let egress = Egress::new(config.egress_allow.clone()).map_err(Why::Failed)?;
     let keys = Keys::new(db.clone(), clock.clone(), queue.clone(), config.admin_key.clone());
     let ticket_secret = ticket_secret(&db).await?;
@@ -219,13 +228,13 @@ async fn ground(given: &Ingredients<'_>, background: &TaskTracker) -> Result<Gro
     Ok(Ground {
         metrics,
         streams: Streams::new(db.clone(), hub, writer),
-        forge: forge.map_err(|error| Why::Failed(error.to_string()))?,
-        workspaces: Workspaces::new(place.clone()),
+        workspaces: Workspaces::new(place.clone(), forge.folder().to_owned()),
         keys,
         previews,
         ticket_secret,
         background: background.clone(),
-        site: site(config, given.address),
+        site: site(config, given.address, &forge),
+        forge,
         callouts: Callouts::new(egress.clone(), clock.clone()),
         egress,
         upstreams: Upstreams::new(config.upstreams.clone(), config.workers as usize, clock.clone())
@@ -292,6 +301,7 @@ fn rules(
         forge: forge.clone(),
         projects: projects.clone(),
         reviews: reviews.clone(),
+        metrics: metrics.clone(),
     });
     let sessions = Sessions::new(sessions::Parts {
         db: db(),
@@ -311,7 +321,6 @@ fn rules(
         clock: clock(),
         queue: queue(),
         streams: streams(),
-        forge: forge.clone(),
         projects: projects.clone(),
         workspaces: workspaces.clone(),
         checkouts: checkouts.clone(),
@@ -411,6 +420,7 @@ fn crews(ground: &Ground, rules: &Rules, config: &Config) -> Vec<CrewPlan> {
         Arc::new(rules.following.clone()),
         Arc::new(rules.sessions.clone()),
         Arc::new(rules.deletion.clone()),
+        Arc::new(Revoking(rules.checkouts.clone())),
         reviewing.clone(),
     ];
     let mut crews: Vec<CrewPlan> = vec![
@@ -485,7 +495,7 @@ fn mount(
             sagas: sagas.clone(),
             clock: clock.clone(),
         },
-        git: handlers::git::Service { access: access.clone(), forge: forge.clone(), door: door.clone() },
+        git: handlers::git::Service { access: access.clone(), host: forge.embedded().cloned(), door: door.clone() },
         previews: previews(ground, config, &door, sessions, &given.stop),
         ops: handlers::ops::Service {
             health: health.clone(),
@@ -565,9 +575,11 @@ fn places() -> usize {
     usize::try_from(descriptors / 4).unwrap_or(usize::MAX).clamp(64, 4096)
 }
 
-fn site(config: &Config, address: SocketAddr) -> Site {
+fn site(config: &Config, address: SocketAddr, forge: &Forge) -> Site {
     let local = base_url(address);
-    Site { public: config.public_url.clone().unwrap_or_else(|| local.clone()), local }
+    let public = config.public_url.clone().unwrap_or_else(|| local.clone());
+    let git = |own: &String| forge.origin().map_or_else(|| own.clone(), str::to_owned);
+    Site { clone: git(&public), local: git(&local), public }
 }
 
 /// `localhost` where clients are on this machine: browsers resolve names below it by themselves.

@@ -40,9 +40,9 @@ pub static SETTINGS: &[Setting] = &[
     unset("RDEV_POD_STORAGE", "storage of the pods of projects made on a cluster"),
     plain("RDEV_GIT_HOST", "embedded", "git host: embedded or gitea"),
     unset("RDEV_GITEA_URL", "Gitea or Forgejo: its URL"),
-    unset("RDEV_GITEA_USER", "Gitea or Forgejo: user"),
+    unset("RDEV_GITEA_USER", "Gitea or Forgejo: the account that is rdev's alone"),
     secret("RDEV_GITEA_PASSWORD", "Gitea or Forgejo: password"),
-    unset("RDEV_GITEA_OWNER", "Gitea or Forgejo: owner of the repositories"),
+    unset("RDEV_GITEA_OWNER", "Gitea or Forgejo: owner of the repositories; default: the account"),
     unset("RDEV_OLLAMA_URL", "upstream for jobs and chat, or several, comma-separated"),
     plain("RDEV_JOB_TTL", "72h", "how long an ended job is kept"),
     plain("RDEV_JOB_TIMEOUT", "30m", "deadline of one attempt of a job"),
@@ -115,6 +115,7 @@ impl Setting {
             "RDEV_PREVIEW_DOMAIN" => "unset: localhost when the public URL is on loopback",
             "RDEV_LOG_FORMAT" => "unset: json when stdout is no terminal",
             "RDEV_POSTGRES_BIN_DIR" => "unset: found",
+            "RDEV_GITEA_OWNER" => "unset: the account",
             _ => "unset",
         }
     }

@@ -14,6 +14,20 @@ pub enum EmbeddedOrUrl {
     Url(String),
 }
 
+/// Where repositories live.
+#[derive(Clone, PartialEq, Eq)]
+pub enum GitHost {
+    Embedded,
+    /// Gitea or Forgejo.
+    Gitea {
+        url: Url,
+        user: String,
+        password: String,
+        /// Whose the repositories are.
+        owner: String,
+    },
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopCommands {
     Keep,
@@ -50,6 +64,7 @@ pub struct Config {
     pub min_expires_in: Duration,
     pub preview_domain: Option<String>,
     pub import_root: Option<PathBuf>,
+    pub git_host: GitHost,
     pub command_env: Vec<(String, String)>,
     pub cors_origins: Vec<String>,
     pub sandbox: SandboxChoice,
@@ -104,6 +119,7 @@ impl Config {
             min_expires_in: s.duration("RDEV_MIN_EXPIRES_IN")?,
             preview_domain: s.optional("RDEV_PREVIEW_DOMAIN", "a domain such as preview.example.com", domain_name)?,
             import_root: s.optional("RDEV_IMPORT_ROOT", "a folder that exists", existing_folder)?,
+            git_host: git_host(&s)?,
             command_env: command_env(&s)?,
             cors_origins: s.list(
                 "RDEV_CORS_ORIGINS",
@@ -154,10 +170,8 @@ impl Config {
 /// Settings of parts that are not in this program are parsed all the same: a typo is found at once.
 fn check_later_parts(s: &Source) -> Result<(), String> {
     s.parsed("RDEV_RUNTIME", "local (this build has no kubernetes runtime)", |t| (t == "local").then_some(()))?;
-    s.parsed("RDEV_GIT_HOST", "embedded (this build has no gitea host)", |t| (t == "embedded").then_some(()))?;
     s.boolean("RDEV_PREVIEW_INGRESS")?;
     s.parsed("RDEV_NAMESPACE", "a name of lower-case letters, digits and -", |t| ProjectId::parse(t).ok())?;
-    s.optional("RDEV_GITEA_URL", "an http:// or https:// URL", base_url)?;
     s.optional("RDEV_WOODPECKER_URL", "an http:// or https:// URL", base_url)?;
     s.optional("OTEL_EXPORTER_OTLP_ENDPOINT", "an http:// or https:// URL", base_url)?;
     Ok(())
@@ -172,6 +186,39 @@ fn database(s: &Source) -> Result<EmbeddedOrUrl, String> {
         Some(url) => EmbeddedOrUrl::Url(url),
         None => EmbeddedOrUrl::Embedded { bin_dir },
     })
+}
+
+/// What belongs to the other host is looked at all the same: a typo is found at once.
+fn git_host(s: &Source) -> Result<GitHost, String> {
+    let url = s.optional("RDEV_GITEA_URL", "an http:// or https:// URL", |t| {
+        let url = Url::parse(&base_url(t)?).ok()?;
+        (url.username().is_empty() && url.password().is_none()).then_some(url)
+    })?;
+    let name = |variable| s.optional(variable, "a name as the git host has them", account_name);
+    let (user, owner) = (name("RDEV_GITEA_USER")?, name("RDEV_GITEA_OWNER")?);
+    let is_gitea = s.parsed("RDEV_GIT_HOST", "embedded or gitea", |t| match t {
+        "embedded" => Some(false),
+        "gitea" => Some(true),
+        _ => None,
+    })?;
+    if !is_gitea {
+        return Ok(GitHost::Embedded);
+    }
+    let missing = |variable| move || format!("{variable}: needed with RDEV_GIT_HOST=gitea");
+    let user = user.ok_or_else(missing("RDEV_GITEA_USER"))?;
+    Ok(GitHost::Gitea {
+        url: url.ok_or_else(missing("RDEV_GITEA_URL"))?,
+        password: s.get("RDEV_GITEA_PASSWORD").map(str::to_owned).ok_or_else(missing("RDEV_GITEA_PASSWORD"))?,
+        owner: owner.unwrap_or_else(|| user.clone()),
+        user,
+    })
+}
+
+/// Of a user or an organisation.
+fn account_name(text: &str) -> Option<String> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    let sound = text.bytes().all(plain) && !text.starts_with('.') && !text.is_empty();
+    sound.then(|| text.to_owned())
 }
 
 fn command_env(s: &Source) -> Result<Vec<(String, String)>, String> {

@@ -59,13 +59,14 @@ impl fmt::Display for ApiKey {
     }
 }
 
-/// `rdev_git_` and 40 characters of secret: the password of one checkout.
+/// `rdev_git_` and 40 characters of secret: the password of one checkout. Or a git host's own token.
 #[derive(Clone)]
 pub struct GitToken(String);
 
 impl GitToken {
     const MARK: &str = "rdev_git_";
     const LEN: usize = 49;
+    const OF_HOST_MAX: usize = 255;
 
     pub fn generate(rng: &mut impl CryptoRng) -> Self {
         Self(random(Self::MARK, Self::LEN, rng))
@@ -75,6 +76,12 @@ impl GitToken {
     pub fn parse(text: &str) -> Option<Self> {
         let sound = text.len() == Self::LEN && is_base62(text.strip_prefix(Self::MARK)?);
         sound.then(|| Self(text.to_owned()))
+    }
+
+    /// One that a git host has made. `None` unless it can stand in a URL as it is.
+    pub fn of_host(text: &str) -> Option<Self> {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        ((1..=Self::OF_HOST_MAX).contains(&text.len()) && text.bytes().all(plain)).then(|| Self(text.to_owned()))
     }
 
     /// SHA-256 of the whole text.

@@ -93,6 +93,14 @@ impl EmbeddedHost {
         scratch.publish(&place)
     }
 
+    /// A bare repository without any branch.
+    pub async fn create_empty(&self, project: &str) -> Result<(), GitError> {
+        let place = self.place(project)?;
+        let scratch = Scratch::new(&self.0.root.join("tmp"))?;
+        self.init(scratch.path(), "main", "sha1").await?;
+        scratch.publish(&place)
+    }
+
     /// Ends what is being served of the repository and removes it. One that is not there is fine.
     pub async fn remove(&self, project: &str) -> Result<(), GitError> {
         let place = self.place(project)?;

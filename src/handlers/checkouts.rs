@@ -146,17 +146,19 @@ impl CheckoutView {
 
     fn opened(service: &Checkouts, opened: &Opened) -> Self {
         let plain = service.clone_url(&opened.checkout.project_id);
-        let instructions = instructions(&opened.checkout, &plain);
+        let instructions = instructions(&opened.checkout, &plain, service.token_is_bound());
         Self { instructions: Some(instructions), ..Self::of(&opened.checkout, service.authenticated_url(opened)) }
     }
 }
 
 /// Text for a person. The token itself is in `clone_url` alone.
-pub fn instructions(checkout: &Checkout, plain_url: &str) -> String {
+pub fn instructions(checkout: &Checkout, plain_url: &str, token_is_bound: bool) -> String {
     let (project, branch, id) = (&checkout.project_id, &checkout.branch, checkout.id);
+    let bounds =
+        if token_is_bound { "the credential pushes to this branch alone" } else { "push to this branch alone" };
     format!(
         "1. Clone:   git clone --branch {branch} <clone_url> {project}\n\
-         2. Work:    git commit, then git push origin {branch} (the credential pushes to this branch alone)\n\
+         2. Work:    git commit, then git push origin {branch} ({bounds})\n\
          3. Finish:  POST /projects/{project}/checkout/{id}/checkin\n\
          \n\
          To keep the token out of .git/config, clone without it and let a credential helper answer:\n\

@@ -22,7 +22,8 @@ use crate::{
 #[derive(Clone)]
 pub struct Service {
     pub access: GitAccess,
-    pub forge: EmbeddedHost,
+    /// None where another host has the repositories.
+    pub host: Option<EmbeddedHost>,
     pub door: Arc<Door>,
 }
 
@@ -32,7 +33,7 @@ pub fn router(service: Service) -> Router {
 
 async fn serve(State(service): State<Service>, request: Request) -> Response {
     let path = request.uri().path().trim_start_matches("/git/").to_owned();
-    let Some((project, rest)) = path.split_once(".git/") else {
+    let (Some((project, rest)), Some(host)) = (path.split_once(".git/"), &service.host) else {
         return plain(StatusCode::NOT_FOUND, "there is no repository at this path");
     };
     let git_path = match GitPath::parse(rest, request.uri().query(), request.method()) {
@@ -42,7 +43,7 @@ async fn serve(State(service): State<Service>, request: Request) -> Response {
     let Some(credential) = password(request.headers()) else { return ask_for_password() };
     let client = context::current().client;
     match service.access.open(project, &credential, client, git_path.needs_push()).await {
-        Ok(grant) => service.forge.serve(project, git_path, grant, request).await,
+        Ok(grant) => host.serve(project, git_path, grant, request).await,
         Err(error) => refuse(&service.door, error),
     }
 }

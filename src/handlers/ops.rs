@@ -67,11 +67,13 @@ impl HealthView {
             version: env!("CARGO_PKG_VERSION"),
             database: well(condition.database),
             runtime: condition.runtime,
-            git_host: "embedded",
+            git_host: condition.git_host,
             model_upstream: condition.model_upstream,
             checks: json!({
                 "server": {"status": condition.phase},
                 "database": {"status": well(condition.database)},
+                "git_host": {"status": condition.git_host_status},
+                "git_tokens": tokens(condition.irrevocable_tokens),
                 "isolation": {
                     "status": if condition.isolated { "ok" } else { "warning" },
                     "kind": condition.isolation,
@@ -79,6 +81,15 @@ impl HealthView {
                 },
             }),
         }
+    }
+}
+
+/// Those that the git host did not let go of are alive although their checkouts have ended.
+fn tokens(irrevocable: Option<usize>) -> Value {
+    match irrevocable {
+        None => json!({"status": "unknown"}),
+        Some(0) => json!({"status": "ok", "irrevocable": 0}),
+        Some(count) => json!({"status": "warning", "irrevocable": count}),
     }
 }
 

@@ -132,7 +132,7 @@ impl SessionView {
     fn opened(checkouts: &Checkouts, opened: &OpenedSession) -> Self {
         let session = &opened.session;
         let (project, id) = (&session.project_id, session.id);
-        let own = instructions(&opened.opened.checkout, &checkouts.clone_url(project));
+        let own = instructions(&opened.opened.checkout, &checkouts.clone_url(project), checkouts.token_is_bound());
         let text = format!(
             "Run commands:  POST /projects/{project}/sessions/{id}/exec, git push needs no further word there\n\
              Watch them:    GET /projects/{project}/sessions/{id}/events\n\

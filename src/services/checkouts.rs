@@ -1,12 +1,15 @@
 //! Checkouts: a branch and a credential that dies with it. The token is dead before the
-//! answer that ends a checkout is sent: the commit kills it, and pushes under way are
-//! ended before anybody is told.
+//! answer that ends a checkout is sent: the commit kills it, or promises that it will be
+//! revoked where it lives (`tokens`), and pushes under way are ended before anybody is told.
 
 mod asked;
 mod reviewed;
+mod rotated;
+mod tokens;
 
 use std::{sync::Arc, time::Duration};
 
+use futures::future::join_all;
 use serde_json::json;
 use uuid::Uuid;
 
@@ -27,13 +30,17 @@ use crate::{
         review::Wish,
     },
     error::{Error, Result},
-    forge::{Branch, BranchError, EmbeddedHost},
+    forge::{Branch, BranchError, Credential, Forge},
+    metrics::Metrics,
     queue::{Claimed, Queue},
     store,
     streams::{Streams, Unshown},
 };
 
-pub use self::asked::{Asked, expires_in};
+pub use self::{
+    asked::{Asked, expires_in},
+    tokens::Revoking,
+};
 
 /// Pause before an undo that failed is tried again.
 const UNDO_AGAIN: Duration = Duration::from_secs(2);
@@ -87,9 +94,10 @@ pub struct Parts {
     pub clock: Clock,
     pub queue: Queue,
     pub streams: Streams,
-    pub forge: EmbeddedHost,
+    pub forge: Forge,
     pub projects: Projects,
     pub reviews: Reviews,
+    pub metrics: Metrics,
 }
 
 impl Checkouts {
@@ -103,7 +111,7 @@ impl Checkouts {
     /// Those of git.
     pub async fn branches(&self, project: &Project) -> Result<Vec<(Branch, bool)>> {
         let protected = protection(project)?;
-        let branches = self.inner.forge.branches(&project.id).await.map_err(Error::internal)?;
+        let branches = self.inner.forge.branches(&project.id).await?;
         Ok(branches.into_iter().map(|b| (protected.matches_name(&b.name), b)).map(|(p, b)| (b, p)).collect())
     }
 
@@ -137,15 +145,11 @@ impl Checkouts {
     ) -> Result<Opened> {
         let prepared = self.prepare(project, &new.wanted).await?;
         let mut tx = self.inner.db.begin().await?;
-        let opened = self.fresh(caller, project, &prepared, &new, None);
-        self.insert(&mut tx, &opened).await?;
-        let task = self.inner.queue.insert_owned(&mut tx, CREATE_TASK, &opened.checkout.id.to_string()).await?;
+        let checkout = self.fresh(caller, project, &prepared, &new, None);
+        self.insert(&mut tx, &checkout).await?;
+        let task = self.inner.queue.insert_owned(&mut tx, CREATE_TASK, &checkout.id.to_string()).await?;
         tx.commit().await?;
-        let made = match self.make_branch(project, &prepared, opened.checkout.id).await {
-            Ok(()) => self.activate(caller, opened, &task, &answer).await,
-            Err(error) => Err(error),
-        };
-        match made {
+        match self.carry_out(caller, project, &prepared, checkout, &task, &answer).await {
             Ok(made) => Ok(made),
             Err(error) => {
                 let error = self.unless_gone(project, error).await;
@@ -174,14 +178,14 @@ impl Checkouts {
     async fn look(&self, project: &Project, wanted: &Wanted) -> Result<Prepared> {
         let (name, start_sha, makes_branch) = match wanted {
             Wanted::Existing(name) => {
-                let sha = self.inner.forge.branch(&project.id, name.as_str()).await.map_err(Error::internal)?;
+                let sha = self.inner.forge.branch(&project.id, name.as_str()).await?;
                 (name, sha.ok_or_else(|| Error::not_found("branch not found"))?, false)
             }
             Wanted::New { name, from } => {
                 let from = from.as_ref().map_or(project.default_branch.as_str(), FromRef::as_str);
-                let sha = self.inner.forge.resolve(&project.id, from).await.map_err(Error::internal)?;
+                let sha = self.inner.forge.resolve(&project.id, from).await?;
                 let sha = sha.ok_or_else(|| Error::not_found("from_ref not found"))?;
-                let taken = self.inner.forge.in_the_way(&project.id, name.as_str()).await.map_err(Error::internal)?;
+                let taken = self.inner.forge.in_the_way(&project.id, name.as_str()).await?;
                 match taken {
                     Some(taken) => return Err(branch_exists(&taken)),
                     None => (name, sha, true),
@@ -206,7 +210,7 @@ impl Checkouts {
         Ok(store::checkouts::branch_is_taken(&mut conn, &project.id, name.as_str()).await?)
     }
 
-    /// A checkout in the making, with its token.
+    /// A checkout in the making.
     pub fn fresh(
         &self,
         caller: &Key,
@@ -214,9 +218,9 @@ impl Checkouts {
         prepared: &Prepared,
         new: &NewCheckout,
         session_id: Option<Uuid>,
-    ) -> Opened {
+    ) -> Checkout {
         let now = self.inner.clock.now();
-        let checkout = Checkout {
+        Checkout {
             id: Uuid::now_v7(),
             project_id: project.id.clone(),
             session_id,
@@ -230,16 +234,24 @@ impl Checkouts {
             ended_at: None,
             status: CheckoutStatus::Pending,
             review_task_id: None,
-        };
-        Opened { checkout, token: GitToken::generate(&mut rand::rng()) }
+        }
     }
 
     /// Its row, seen by nobody yet.
     ///
     /// # Errors
     /// `CHECKOUT_EXISTS`.
-    pub async fn insert(&self, tx: &mut Conn, opened: &Opened) -> Result<()> {
-        store::checkouts::insert(tx, &opened.checkout, &opened.token.hash()).await.map_err(taken)
+    pub async fn insert(&self, tx: &mut Conn, checkout: &Checkout) -> Result<()> {
+        store::checkouts::insert(tx, checkout).await.map_err(taken)
+    }
+
+    /// Its token, which is known by the checkout's row or by its id: what comes of a death in the
+    /// middle is found either way.
+    ///
+    /// # Errors
+    /// Those of the git host.
+    pub async fn issue(&self, checkout: &Checkout) -> Result<Credential> {
+        Ok(self.inner.forge.issue(&checkout.project_id, checkout.id).await?)
     }
 
     /// # Errors
@@ -254,19 +266,28 @@ impl Checkouts {
                 store::checkouts::disown_branch(&mut self.inner.db.conn().await?, checkout).await?;
                 Err(branch_exists(&name))
             }
-            Err(BranchError::Git(error)) => Err(Error::internal(error)),
+            Err(BranchError::Git(error)) => Err(error.into()),
         }
     }
 
-    async fn activate(&self, caller: &Key, opened: Opened, task: &Claimed, answer: &Answer<Opened>) -> Result<Opened> {
+    async fn carry_out(
+        &self,
+        caller: &Key,
+        project: &Project,
+        prepared: &Prepared,
+        checkout: Checkout,
+        task: &Claimed,
+        answer: &Answer<Opened>,
+    ) -> Result<Opened> {
         let inner = &self.inner;
+        self.make_branch(project, prepared, checkout.id).await?;
+        let Credential { token, kept } = self.issue(&checkout).await?;
         let mut tx = inner.db.begin().await?;
         inner.queue.finish(&mut tx, task).await?;
-        if !store::checkouts::activate(&mut tx, opened.checkout.id).await? {
+        if !store::checkouts::activate(&mut tx, checkout.id, kept.hash(), kept.sealed()).await? {
             return Err(crate::queue::stale());
         }
-        let opened =
-            Opened { checkout: Checkout { status: CheckoutStatus::Active, ..opened.checkout }, token: opened.token };
+        let opened = Opened { checkout: Checkout { status: CheckoutStatus::Active, ..checkout }, token };
         answer.keep(&mut tx, &opened).await?;
         let unshown = self.activity(&mut tx, &opened.checkout, "checkout.created", Some(caller.id)).await?;
         tx.commit().await?;
@@ -286,7 +307,7 @@ impl Checkouts {
         let id: Uuid = task.subject.parse().map_err(Error::internal)?;
         let found = store::checkouts::find_any(&mut self.inner.db.conn().await?, id).await?;
         if let Some(checkout) = found.filter(|checkout| checkout.status == CheckoutStatus::Pending) {
-            self.remove_made_branch(&checkout).await?;
+            self.take_back(&checkout).await?;
         }
         let mut tx = self.inner.db.begin().await?;
         self.inner.queue.finish(&mut tx, task).await?;
@@ -294,16 +315,17 @@ impl Checkouts {
         Ok(tx.commit().await?)
     }
 
-    /// Removes the branch that a creation made, unless it has moved.
+    /// Takes back what a creation made outside of the database: the token, and the branch unless it has moved.
     ///
     /// # Errors
     /// Those of git.
-    pub async fn remove_made_branch(&self, checkout: &Checkout) -> Result<()> {
-        if !checkout.made_branch || !self.inner.forge.exists(&checkout.project_id).await {
+    pub async fn take_back(&self, checkout: &Checkout) -> Result<()> {
+        self.inner.forge.revoke(&checkout.project_id, checkout.id, None).await?;
+        if !checkout.made_branch || !self.inner.forge.exists(&checkout.project_id).await? {
             return Ok(());
         }
         let (project, branch, sha) = (&checkout.project_id, &checkout.branch, &checkout.start_sha);
-        self.inner.forge.delete_branch_if(project, branch, sha).await.map(drop).map_err(Error::internal)
+        self.inner.forge.delete_branch_if(project, branch, sha).await.map(drop).map_err(Error::from)
     }
 
     /// # Errors
@@ -318,7 +340,7 @@ impl Checkouts {
     ) -> Result<CheckedIn> {
         // One that is not to be checked in is refused before git is asked.
         let checkout = self.alone(self.get(project, id).await?)?;
-        let head = self.inner.forge.branch(&project.id, &checkout.branch).await.map_err(Error::internal)?;
+        let head = self.inner.forge.branch(&project.id, &checkout.branch).await?;
         let due = self.inner.reviews.due(project, head.as_deref(), wish).await;
         let mut tx = self.inner.db.begin().await?;
         let checkout = self.active_alone(&mut tx, project, id).await?;
@@ -329,8 +351,8 @@ impl Checkouts {
         let mut unshown = self.activity(&mut tx, &checked_in.checkout, "checkout.checked_in", Some(caller.id)).await?;
         unshown.extend(self.tell_queued(&mut tx, queued.as_ref()).await?);
         tx.commit().await?;
-        self.after_end(id, unshown).await;
         self.wake_review(queued.as_ref());
+        self.after_end(&checked_in.checkout, unshown).await?;
         Ok(checked_in)
     }
 
@@ -344,8 +366,7 @@ impl Checkouts {
         let checkout = self.end_in(&mut tx, self.active(checkout)?, CheckoutStatus::Revoked, None).await?;
         let unshown = self.activity(&mut tx, &checkout, "checkout.revoked", caller.map(|key| key.id)).await?;
         tx.commit().await?;
-        self.after_end(id, unshown).await;
-        Ok(())
+        self.after_end(&checkout, unshown).await
     }
 
     /// Ends those whose time is up. Answers how many.
@@ -355,6 +376,7 @@ impl Checkouts {
     pub async fn expire(&self, limit: i64) -> Result<usize> {
         let now = self.inner.clock.now();
         let due = store::checkouts::due(&mut self.inner.db.conn().await?, now, limit).await?;
+        let mut ends = Vec::new();
         for checkout in &due {
             let mut tx = self.inner.db.begin().await?;
             let Some(locked) = store::checkouts::lock(&mut tx, &checkout.project_id, checkout.id).await? else {
@@ -366,8 +388,10 @@ impl Checkouts {
             let ended = self.end_in(&mut tx, locked, CheckoutStatus::Expired, None).await?;
             let unshown = self.activity(&mut tx, &ended, "checkout.expired", None).await?;
             tx.commit().await?;
-            self.after_end(checkout.id, unshown).await;
+            ends.push((ended, unshown));
         }
+        // Nobody waits for an answer: what is not dead yet is somebody's promise.
+        join_all(ends.into_iter().map(async |(ended, unshown)| drop(self.after_end(&ended, unshown).await))).await;
         Ok(due.len())
     }
 
@@ -389,22 +413,6 @@ impl Checkouts {
         Ok(extended)
     }
 
-    /// A new token; the old one is dead at once.
-    ///
-    /// # Errors
-    /// As [`Checkouts::checkin`].
-    pub async fn rotate(&self, project: &Project, id: Uuid, answer: Answer<Opened>) -> Result<Opened> {
-        let mut tx = self.inner.db.begin().await?;
-        let checkout = self.active_alone(&mut tx, project, id).await?;
-        let token = GitToken::generate(&mut rand::rng());
-        store::checkouts::set_token(&mut tx, id, &token.hash()).await?;
-        let opened = Opened { checkout, token };
-        answer.keep(&mut tx, &opened).await?;
-        tx.commit().await?;
-        self.end_pushes(id).await;
-        Ok(opened)
-    }
-
     /// Ends a checkout inside the caller's transaction.
     ///
     /// # Errors
@@ -420,19 +428,14 @@ impl Checkouts {
         if !store::checkouts::end(tx, checkout.id, status, head, now).await? {
             return Err(not_active());
         }
+        self.promise(tx, checkout.id).await?;
         Ok(Checkout { status, ended_at: Some(now), ..checkout })
     }
 
-    /// Nothing pushed with the token moves a ref after this.
-    pub async fn end_pushes(&self, id: Uuid) {
-        if let Err(error) = self.inner.forge.end_pushes(id).await {
-            tracing::warn!(%error, checkout.id = %id, "pushes under way were not ended");
-        }
-    }
-
-    async fn after_end(&self, id: Uuid, unshown: Unshown) {
-        self.end_pushes(id).await;
+    async fn after_end(&self, checkout: &Checkout, unshown: Unshown) -> Result<()> {
+        let dead = self.let_die(checkout).await;
         self.inner.streams.show(unshown);
+        dead
     }
 
     /// The checkout, active and nobody's session's, locked.
@@ -481,6 +484,11 @@ impl Checkouts {
         let plain = self.inner.projects.clone_url(&opened.checkout.project_id);
         let credential = format!("://rdev:{}@", opened.token.expose());
         plain.replacen("://", &credential, 1)
+    }
+
+    /// Whether a token pushes to its own branch alone. Another host's opens more than that.
+    pub fn token_is_bound(&self) -> bool {
+        !self.inner.forge.keeps_tokens()
     }
 
     pub fn clone_url(&self, project: &str) -> String {

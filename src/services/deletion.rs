@@ -27,7 +27,6 @@ use crate::{
         session::{EndReason, OnDirty, SessionStatus},
     },
     error::{Error, Kind, Result},
-    forge::EmbeddedHost,
     metrics::Metrics,
     queue::{Claimed, Perform, Queue},
     store::{self, streams::Kind as Log},
@@ -52,7 +51,6 @@ pub struct Parts {
     pub clock: Clock,
     pub queue: Queue,
     pub streams: Streams,
-    pub forge: EmbeddedHost,
     pub projects: Projects,
     pub workspaces: Workspaces,
     pub checkouts: Checkouts,
@@ -110,7 +108,7 @@ impl Deletion {
         note(&mut errors, "reviews", inner.reviews.stop_all(id).await);
         note(&mut errors, "commands", inner.commands.end_all(id, None, EndAsked::Cancelled).await);
         note(&mut errors, "workspace", inner.workspaces.remove(id).await);
-        note(&mut errors, "repository", inner.forge.remove(id).await.map_err(Error::internal));
+        note(&mut errors, "repository", inner.projects.remove_repository(id).await);
         if !errors.is_empty() {
             return Err(Error::new(
                 Kind::BadGateway,

@@ -13,7 +13,7 @@ use crate::{
     database::Db,
     domain::{api_key::GitToken, checkout::Checkout, clock::Clock, key::Key, scopes::Scope, session::SessionStatus},
     error::{Error, Result},
-    forge::{EmbeddedHost, Grant, PushContext, PushRequest},
+    forge::{Forge, Grant, PushContext, PushRequest},
     store,
 };
 
@@ -25,11 +25,12 @@ pub struct GitAccess {
 }
 
 impl GitAccess {
-    /// Also makes the git host ask here about every ref of a push.
-    pub fn new(db: Db, clock: Clock, keys: Keys, forge: &EmbeddedHost) -> Self {
+    /// Also makes the git host ask here about every ref of a push, where it is the embedded one.
+    pub fn new(db: Db, clock: Clock, keys: Keys, forge: &Forge) -> Self {
         let access = Self { db, clock, keys };
+        let Some(host) = forge.embedded() else { return access };
         let asked = access.clone();
-        forge.on_push(Arc::new(move |request| -> BoxFuture<'static, Result<(), String>> {
+        host.on_push(Arc::new(move |request| -> BoxFuture<'static, Result<(), String>> {
             let access = asked.clone();
             async move { access.may_move(request).await }.boxed()
         }));

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{database::Db, metrics::Metrics, models::Upstreams, runtime::Place, store};
+use crate::{database::Db, forge::Forge, metrics::Metrics, models::Upstreams, runtime::Place, store};
 
 const STARTING: u8 = 0;
 const READY: u8 = 1;
@@ -24,6 +24,7 @@ pub struct Health {
     runtime: Place,
     metrics: Metrics,
     upstreams: Upstreams,
+    forge: Forge,
 }
 
 /// What is seen at a glance.
@@ -36,6 +37,11 @@ pub struct Condition {
     pub phase: &'static str,
     /// As far as it is known without asking: `ok`, `unavailable`, `unconfigured` or `unknown`.
     pub model_upstream: &'static str,
+    pub git_host: &'static str,
+    /// As `model_upstream`.
+    pub git_host_status: &'static str,
+    /// Tokens that the git host did not let go of; `None` where that is not known.
+    pub irrevocable_tokens: Option<usize>,
 }
 
 impl Condition {
@@ -50,6 +56,9 @@ impl Condition {
             isolation_text: unknown,
             phase: "starting",
             model_upstream: "unknown",
+            git_host: "unknown",
+            git_host_status: "unknown",
+            irrevocable_tokens: None,
         }
     }
 
@@ -59,8 +68,8 @@ impl Condition {
 }
 
 impl Health {
-    pub fn new(db: Db, runtime: Place, metrics: Metrics, upstreams: Upstreams) -> Self {
-        Self { phase: Arc::default(), db, runtime, metrics, upstreams }
+    pub fn new(db: Db, runtime: Place, metrics: Metrics, upstreams: Upstreams, forge: Forge) -> Self {
+        Self { phase: Arc::default(), db, runtime, metrics, upstreams, forge }
     }
 
     pub fn is_ready_to_serve(&self) {
@@ -91,11 +100,21 @@ impl Health {
             },
             model_upstream: match self.upstreams.is_up() {
                 _ if !self.upstreams.is_configured() => "unconfigured",
-                None => "unknown",
-                Some(true) => "ok",
-                Some(false) => "unavailable",
+                up => text_of(up),
             },
+            git_host: self.forge.name(),
+            git_host_status: text_of(self.forge.is_up()),
+            irrevocable_tokens: self.irrevocable_tokens().await,
         }
+    }
+
+    /// None lives at the embedded host.
+    async fn irrevocable_tokens(&self) -> Option<usize> {
+        if !self.forge.keeps_tokens() {
+            return Some(0);
+        }
+        let ask = async { store::tokens::irrevocable(&mut self.db.conn().await?).await };
+        tokio::time::timeout(PATIENCE, ask).await.ok()?.ok().map(|left: Vec<_>| left.len())
     }
 
     /// Prometheus text.
@@ -107,5 +126,13 @@ impl Health {
     async fn database(&self) -> bool {
         let ask = async { store::settings::answer(&mut self.db.conn().await?).await };
         matches!(tokio::time::timeout(PATIENCE, ask).await, Ok(Ok(())))
+    }
+}
+
+fn text_of(up: Option<bool>) -> &'static str {
+    match up {
+        None => "unknown",
+        Some(true) => "ok",
+        Some(false) => "unavailable",
     }
 }

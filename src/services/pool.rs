@@ -4,6 +4,7 @@ use crate::{
     database::Db,
     domain::breaker::Snapshot,
     error::Result,
+    forge::Forge,
     metrics::Metrics,
     models::Upstreams,
     store::{self, processes::Row},
@@ -19,6 +20,7 @@ use super::{
 #[derive(Clone)]
 pub struct Parts {
     pub db: Db,
+    pub forge: Forge,
     pub upstreams: Upstreams,
     pub webhooks: Webhooks,
     pub callouts: Callouts,
@@ -57,14 +59,16 @@ impl Pool {
         let worst = |circuits: Vec<(String, Snapshot)>| circuits.iter().map(|(_, one)| number(one)).max().unwrap_or(0);
         let mut states: Vec<_> =
             self.parts.upstreams.circuits().into_iter().map(|(name, snapshot)| (name, number(&snapshot))).collect();
+        states.extend(self.parts.forge.circuit().iter().map(|(name, snapshot)| (name.clone(), number(snapshot))));
         states.push(("webhooks".to_owned(), worst(self.parts.webhooks.circuits())));
         states.push(("http".to_owned(), worst(self.parts.callouts.circuits())));
         self.parts.metrics.circuits(&states);
     }
 
-    /// The breakers of this process: of its upstreams, and of receivers and servers that have failed lately.
+    /// The breakers of this process: of its upstreams and its git host, and of receivers and servers that have failed lately.
     pub fn circuits(&self) -> Vec<(String, Snapshot)> {
         let mut circuits = self.parts.upstreams.circuits();
+        circuits.extend(self.parts.forge.circuit());
         circuits.extend(self.parts.webhooks.circuits());
         circuits.extend(self.parts.callouts.circuits());
         circuits

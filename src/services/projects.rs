@@ -9,14 +9,13 @@ use super::{receipts::Answer, workspaces::Workspaces};
 use crate::{
     database::{Conn, Db},
     domain::{
-        api_key::GitToken,
         branch::{BranchName, Protected},
         clock::Clock,
         key::Key,
         project::{Project, ProjectSettings, ProjectStatus},
     },
     error::{Error, Kind, Result},
-    forge::{EmbeddedHost, Import, ImportError},
+    forge::{Credential, Forge, GitError, Import, ImportError},
     queue::{Claimed, Queue},
     store::{self, streams::Kind as Log},
     streams::{Streams, Unshown},
@@ -41,9 +40,11 @@ pub struct NewProject {
 /// Where this server is reached.
 #[derive(Clone, Debug)]
 pub struct Site {
-    /// By clients: base of clone and preview URLs.
+    /// By clients: base of preview and artifact URLs.
     pub public: String,
-    /// By commands in their places.
+    /// Base of the URLs that clients clone from: the same, or another git host.
+    pub clone: String,
+    /// Base of the URLs that git in the places is given.
     pub local: String,
 }
 
@@ -58,7 +59,7 @@ pub struct Parts {
     pub clock: Clock,
     pub queue: Queue,
     pub streams: Streams,
-    pub forge: EmbeddedHost,
+    pub forge: Forge,
     pub workspaces: Workspaces,
     pub site: Site,
     pub import_root: Option<PathBuf>,
@@ -128,8 +129,10 @@ impl Projects {
     ) -> Result<Project> {
         let inner = &self.inner;
         let branch = self.make_repository(new).await?;
-        let token = GitToken::generate(&mut rand::rng());
-        store::projects::set_read_token(&mut inner.db.conn().await?, &new.id, &token.hash()).await?;
+        let Credential { token, kept } = inner.forge.reader(&new.id).await?;
+        if let Some(hash) = kept.hash() {
+            store::projects::set_read_token(&mut inner.db.conn().await?, &new.id, hash).await?;
+        }
         inner.workspaces.provision(&new.id, &branch, &inner.site.local, token.expose()).await?;
         let paths = inner.workspaces.runtime().paths(&new.id);
         let now = inner.clock.now();
@@ -145,7 +148,25 @@ impl Projects {
         Ok(project)
     }
 
+    /// On a host that is shared with others, what was there before is neither taken nor removed.
     async fn make_repository(&self, new: &NewProject) -> Result<String> {
+        let forge = &self.inner.forge;
+        if forge.is_taken(&new.id).await? {
+            return Err(repository_exists(&new.id));
+        }
+        store::projects::mark_repository(&mut self.inner.db.conn().await?, &new.id, true).await?;
+        let made = self.fill_repository(new).await;
+        if matches!(&made, Err(error) if error.stable_code() == REPOSITORY_EXISTS) {
+            store::projects::mark_repository(&mut self.inner.db.conn().await?, &new.id, false).await?;
+        }
+        let branch = made?;
+        let given = new.settings.protected_branches.as_deref().unwrap_or_default();
+        let patterns: Vec<&str> = std::iter::once(branch.as_str()).chain(given.iter().map(String::as_str)).collect();
+        forge.protect(&new.id, &patterns, &[]).await?;
+        Ok(branch)
+    }
+
+    async fn fill_repository(&self, new: &NewProject) -> Result<String> {
         let forge = &self.inner.forge;
         let wanted = new.default_branch.as_ref().map(BranchName::as_str);
         let title = new.settings.name.as_deref().unwrap_or(&new.id);
@@ -158,11 +179,11 @@ impl Projects {
                     import_root: self.inner.import_root.as_deref(),
                     deadline: IMPORT_LIMIT,
                 };
-                forge.import(&new.id, import, &readme).await.map_err(import_failed)
+                forge.import(&new.id, import, &readme).await.map_err(|error| import_failed(&new.id, error))
             }
             None => {
                 let branch = wanted.unwrap_or("main");
-                forge.create(&new.id, branch, &readme).await.map_err(Error::internal)?;
+                forge.create(&new.id, branch, &readme).await.map_err(|error| not_made(&new.id, error))?;
                 Ok(branch.to_owned())
             }
         }
@@ -184,11 +205,20 @@ impl Projects {
             return Ok(());
         }
         self.inner.workspaces.remove(id).await?;
-        self.inner.forge.remove(id).await.map_err(Error::internal)?;
+        self.remove_repository(id).await?;
         let mut tx = self.inner.db.begin().await?;
         self.inner.queue.finish(&mut tx, task).await?;
         store::projects::delete(&mut tx, id).await?;
         Ok(tx.commit().await?)
+    }
+
+    /// Removes the repository, if this project made it.
+    ///
+    /// # Errors
+    /// Those of the git host.
+    pub async fn remove_repository(&self, id: &str) -> Result<()> {
+        let ours = store::projects::made_repository(&mut self.inner.db.conn().await?, id).await?;
+        if ours { Ok(self.inner.forge.remove(id).await?) } else { Ok(()) }
     }
 
     /// # Errors
@@ -196,6 +226,12 @@ impl Projects {
     pub async fn update(&self, project: &Project, settings: &ProjectSettings) -> Result<Project> {
         let patterns = settings.protected_branches.as_deref().unwrap_or_default();
         Protected::new(&project.default_branch, patterns).map_err(bad_pattern)?;
+        if settings.protected_branches.is_some() {
+            let now: Vec<&str> = std::iter::once(&project.default_branch).chain(patterns).map(String::as_str).collect();
+            let before = project.protected_branches.iter().map(String::as_str);
+            let free: Vec<&str> = before.filter(|pattern| !now.contains(pattern)).collect();
+            self.inner.forge.protect(&project.id, &now, &free).await?;
+        }
         let mut conn = self.inner.db.conn().await?;
         let updated = store::projects::update(&mut conn, &project.id, settings, self.inner.clock.now()).await?;
         updated.ok_or_else(|| Error::not_found("project not found"))
@@ -228,7 +264,7 @@ impl Projects {
 
     /// The URL to clone from, without credentials.
     pub fn clone_url(&self, project: &str) -> String {
-        super::workspaces::clone_url(&self.inner.site.public, project)
+        self.inner.workspaces.clone_url(&self.inner.site.clone, project)
     }
 
     /// Appends to the project's activity in the caller's transaction.
@@ -276,14 +312,28 @@ fn bad_pattern(error: impl std::fmt::Display) -> Error {
     Error::invalid("protected_branches holds a pattern that cannot be used").reason(error.to_string())
 }
 
-fn import_failed(error: ImportError) -> Error {
+/// Of a repository that somebody else has made.
+const REPOSITORY_EXISTS: &str = "PROJECT_EXISTS";
+
+fn repository_exists(id: &str) -> Error {
+    Error::conflict(REPOSITORY_EXISTS, format!("a repository {id} exists on the git host already"))
+}
+
+fn not_made(id: &str, error: GitError) -> Error {
+    match error {
+        GitError::Exists => repository_exists(id),
+        error => error.into(),
+    }
+}
+
+fn import_failed(id: &str, error: ImportError) -> Error {
     match error {
         ImportError::NoSuchBranch(name) => Error::invalid("default_branch does not exist in the source").reason(name),
         ImportError::UnsupportedUrl(why) => Error::invalid(format!("import_url is not allowed: {why}")),
         ImportError::Failed(why) => {
             Error::new(Kind::BadGateway, "IMPORT_FAILED", format!("the repository could not be cloned: {why}"))
         }
-        ImportError::Git(error) => Error::internal(error),
+        ImportError::Git(error) => not_made(id, error),
     }
 }
 

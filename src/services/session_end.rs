@@ -202,10 +202,13 @@ impl Sessions {
         answer.keep(&mut tx, &ended).await?;
         tx.commit().await?;
         inner.previews.close(session.id);
-        inner.checkouts.end_pushes(session.checkout_id).await;
-        inner.streams.show(unshown);
         inner.checkouts.wake_review(queued.as_ref());
-        Ok(ended)
+        let dead = match &checkout {
+            Some(checkout) => inner.checkouts.let_die(checkout).await,
+            None => Ok(()),
+        };
+        inner.streams.show(unshown);
+        dead.map(|()| ended)
     }
 
     /// Begins the end of those whose time is up; who carries it through does not hold up the others.

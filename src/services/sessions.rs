@@ -20,12 +20,14 @@ use super::{
 use crate::{
     database::{Conn, Db, DbError},
     domain::{
+        checkout::Checkout,
         clock::{Clock, later},
         key::Key,
         project::{Project, ProjectStatus},
         session::{Session, SessionStatus},
     },
     error::{Error, Result},
+    forge::Credential,
     queue::{Claimed, Queue},
     store::{self, streams::Kind as Log},
     streams::{Streams, Unshown},
@@ -129,8 +131,8 @@ impl Sessions {
             return Err(session_exists());
         }
         let prepared = self.inner.checkouts.prepare(project, &new.checkout.wanted).await?;
-        let (session, opened, task) = self.insert_somehow(caller, project, &prepared, &new).await?;
-        match self.provision(caller, project, &prepared, session, opened, &task, &answer).await {
+        let (session, checkout, task) = self.insert_somehow(caller, project, &prepared, &new).await?;
+        match self.provision(caller, project, &prepared, session, checkout, &task, &answer).await {
             Ok(made) => Ok(made),
             Err(error) => {
                 let error = self.inner.checkouts.unless_gone(project, error).await;
@@ -147,7 +149,7 @@ impl Sessions {
         project: &Project,
         prepared: &Prepared,
         new: &NewSession,
-    ) -> Result<(Session, Opened, Claimed)> {
+    ) -> Result<(Session, Checkout, Claimed)> {
         let mut tries = 0;
         loop {
             tries += 1;
@@ -165,7 +167,7 @@ impl Sessions {
         project: &Project,
         prepared: &Prepared,
         new: &NewSession,
-    ) -> Result<(Session, Opened, Claimed)> {
+    ) -> Result<(Session, Checkout, Claimed)> {
         let inner = &self.inner;
         let id = Uuid::now_v7();
         let port = self.port(project, new.preview_port).await?;
@@ -176,24 +178,24 @@ impl Sessions {
             ProjectStatus::Running => {}
             _ => return Err(not_running()),
         }
-        let opened = inner.checkouts.fresh(caller, project, prepared, &new.checkout, Some(id));
+        let checkout = inner.checkouts.fresh(caller, project, prepared, &new.checkout, Some(id));
         let paths = inner.workspaces.runtime().paths(&project.id);
         let session = Session {
             id,
             project_id: project.id.clone(),
-            checkout_id: opened.checkout.id,
-            branch: opened.checkout.branch.clone(),
+            checkout_id: checkout.id,
+            branch: checkout.branch.clone(),
             pod_name: paths.pod_name,
             workspace: format!("{}/{id}", paths.sessions),
             preview_url: self.preview_url(id),
             preview_port: port.into(),
             status: SessionStatus::Provisioning,
             created_by: caller.id,
-            created_at: opened.checkout.checked_out_at,
-            expires_at: later(opened.checkout.checked_out_at, new.checkout.expires_in),
+            created_at: checkout.checked_out_at,
+            expires_at: later(checkout.checked_out_at, new.checkout.expires_in),
             ended_at: None,
             idle_ms: new.idle_timeout.and_then(|idle| i64::try_from(idle.as_millis()).ok()),
-            last_activity_at: opened.checkout.checked_out_at,
+            last_activity_at: checkout.checked_out_at,
             end_reason: None,
             end_plan: None,
             rescue: None,
@@ -201,13 +203,13 @@ impl Sessions {
         };
         // The session first: of two at once the other is told that there is one.
         store::sessions::insert(&mut tx, &session).await.map_err(collision)?;
-        inner.checkouts.insert(&mut tx, &opened).await?;
+        inner.checkouts.insert(&mut tx, &checkout).await?;
         store::streams::insert(&mut tx, &project.id, Log::Session, &id.to_string(), None).await?;
         let task = inner.queue.insert_owned(&mut tx, CREATE_TASK, &id.to_string()).await?;
         let unshown = self.activity(&mut tx, &session, "session.created", Some(caller.id)).await?;
         tx.commit().await?;
         inner.streams.show(unshown);
-        Ok((session, opened, task))
+        Ok((session, checkout, task))
     }
 
     #[expect(clippy::too_many_arguments, reason = "the steps need what was made before them")]
@@ -217,25 +219,28 @@ impl Sessions {
         project: &Project,
         prepared: &Prepared,
         session: Session,
-        opened: Opened,
+        checkout: Checkout,
         task: &Claimed,
         answer: &Answer<OpenedSession>,
     ) -> Result<OpenedSession> {
         let inner = &self.inner;
         inner.checkouts.make_branch(project, prepared, session.checkout_id).await?;
+        let Credential { token, kept } = inner.checkouts.issue(&checkout).await?;
+        // The worktree is made with it.
+        store::checkouts::set_token(&mut inner.db.conn().await?, checkout.id, kept.hash(), kept.sealed()).await?;
         let id = session.id.to_string();
         let worktree =
             Worktree { project: &project.id, path: &session.workspace, branch: &session.branch, session: &id };
-        let (sha, token) = (&prepared.start_sha, opened.token.expose());
-        inner.workspaces.add_worktree(&worktree, sha, &inner.site.local, token).await?;
+        let sha = &prepared.start_sha;
+        inner.workspaces.add_worktree(&worktree, sha, &inner.site.local, token.expose()).await?;
         let mut tx = inner.db.begin().await?;
         inner.queue.finish(&mut tx, task).await?;
-        if !store::checkouts::activate(&mut tx, session.checkout_id).await? {
+        if !store::checkouts::activate(&mut tx, session.checkout_id, None, None).await? {
             return Err(crate::queue::stale());
         }
         let session =
             store::sessions::activate(&mut tx, session.id, inner.clock.now()).await?.ok_or_else(crate::queue::stale)?;
-        let opened = OpenedSession { session, opened };
+        let opened = OpenedSession { session, opened: Opened { checkout, token } };
         answer.keep(&mut tx, &opened).await?;
         let mut unshown = self.activity(&mut tx, &opened.session, "session.active", Some(caller.id)).await?;
         let checkout = &opened.opened.checkout;
@@ -269,7 +274,7 @@ impl Sessions {
         };
         inner.workspaces.remove_worktree(&worktree).await?;
         if let Some(checkout) = store::checkouts::find_any(&mut inner.db.conn().await?, session.checkout_id).await? {
-            inner.checkouts.remove_made_branch(&checkout).await?;
+            inner.checkouts.take_back(&checkout).await?;
         }
         let mut tx = inner.db.begin().await?;
         inner.queue.finish(&mut tx, task).await?;

@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 
-use crate::{
-    database::Db, domain::clock::Clock, error::Result, forge::EmbeddedHost, queue::Queue, runtime::Place, store,
-};
+use crate::{database::Db, domain::clock::Clock, error::Result, forge::Forge, queue::Queue, runtime::Place, store};
 
 const CHUNKS_AT_ONCE: i64 = 200;
 
@@ -14,21 +12,14 @@ const CHUNKS_AT_ONCE: i64 = 200;
 pub struct Upkeep {
     db: Db,
     clock: Clock,
-    forge: EmbeddedHost,
+    forge: Forge,
     runtime: Place,
     queue: Queue,
     output_retention: TimeDelta,
 }
 
 impl Upkeep {
-    pub fn new(
-        db: Db,
-        clock: Clock,
-        forge: EmbeddedHost,
-        runtime: Place,
-        queue: Queue,
-        output_retention: Duration,
-    ) -> Self {
+    pub fn new(db: Db, clock: Clock, forge: Forge, runtime: Place, queue: Queue, output_retention: Duration) -> Self {
         let output_retention = TimeDelta::from_std(output_retention).unwrap_or(TimeDelta::MAX);
         Self { db, clock, forge, runtime, queue, output_retention }
     }

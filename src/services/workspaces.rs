@@ -85,11 +85,18 @@ done
 #[derive(Clone)]
 pub struct Workspaces {
     runtime: Place,
+    /// What stands in a clone URL between the host and the repository.
+    folder: String,
 }
 
 impl Workspaces {
-    pub fn new(runtime: Place) -> Self {
-        Self { runtime }
+    pub fn new(runtime: Place, folder: String) -> Self {
+        Self { runtime, folder }
+    }
+
+    /// The git URL of a project under `base`, without credentials.
+    pub fn clone_url(&self, base: &str, project: &str) -> String {
+        format!("{base}{}/{project}.git", self.folder)
     }
 
     pub fn runtime(&self) -> &Place {
@@ -103,7 +110,7 @@ impl Workspaces {
     pub async fn provision(&self, project: &str, branch: &str, base: &str, token: &str) -> Result<()> {
         self.runtime.prepare(project).await?;
         let workspace = self.runtime.paths(project).workspace;
-        let url = clone_url(base, project);
+        let url = self.clone_url(base, project);
         let output =
             self.script(project, CLONE, &[&url, branch, &workspace, base], token.as_bytes(), CLONE_LIMIT).await?;
         done("the workspace could not be cloned", &output)
@@ -121,7 +128,7 @@ impl Workspaces {
     /// Those of git.
     pub async fn readdress(&self, project: &str, before: &str, now: &str) -> Result<()> {
         let workspace = self.runtime.paths(project).workspace;
-        let url = clone_url(now, project);
+        let url = self.clone_url(now, project);
         let output = self.script(project, READDRESS, &[&url, &workspace, before, now], &[], STEP_LIMIT).await?;
         done("the workspace could not be told the server's address", &output)
     }
@@ -147,11 +154,6 @@ impl Workspaces {
         };
         self.runtime.run(project, run).await
     }
-}
-
-/// The git URL of a project under `base`, without credentials.
-pub fn clone_url(base: &str, project: &str) -> String {
-    format!("{base}/git/{project}.git")
 }
 
 fn done(what: &str, output: &RunOutput) -> Result<()> {

@@ -23,11 +23,10 @@ macro_rules! select {
 }
 
 /// A checkout in the making. `checkout_branch_taken` refuses a second one of a branch.
-pub async fn insert(c: &mut Conn, checkout: &Checkout, token_hash: &[u8]) -> Result<(), DbError> {
-    let sql =
-        "insert into checkout (id, project_id, session_id, branch, made_branch, start_sha, feature_slug, token_hash,
+pub async fn insert(c: &mut Conn, checkout: &Checkout) -> Result<(), DbError> {
+    let sql = "insert into checkout (id, project_id, session_id, branch, made_branch, start_sha, feature_slug,
                                      checked_out_by, checked_out_at, expires_at, status)
-               values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
+               values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
     let query = query(sql)
         .bind(checkout.id)
         .bind(&checkout.project_id)
@@ -36,7 +35,6 @@ pub async fn insert(c: &mut Conn, checkout: &Checkout, token_hash: &[u8]) -> Res
         .bind(checkout.made_branch)
         .bind(&checkout.start_sha)
         .bind(&checkout.feature_slug)
-        .bind(token_hash)
         .bind(checkout.checked_out_by)
         .bind(checkout.checked_out_at)
         .bind(checkout.expires_at)
@@ -78,9 +76,12 @@ pub async fn page(
     c.all(query_as(sql).bind(project).bind(status).bind(before).bind(limit)).await
 }
 
-pub async fn activate(c: &mut Conn, id: Uuid) -> Result<bool, DbError> {
-    let sql = "update checkout set status = 'active' where id = $1 and status = 'pending'";
-    c.execute(query(sql).bind(id)).await.map(|n| n == 1)
+/// With what is kept of its token, unless that is there already.
+pub async fn activate(c: &mut Conn, id: Uuid, hash: Option<&[u8]>, sealed: Option<&[u8]>) -> Result<bool, DbError> {
+    let sql = "update checkout set status = 'active', token_hash = coalesce($2, token_hash),
+                      token_sealed = coalesce($3, token_sealed)
+               where id = $1 and status = 'pending'";
+    c.execute(query(sql).bind(id).bind(hash).bind(sealed)).await.map(|n| n == 1)
 }
 
 /// Its branch was made by somebody else.
@@ -93,7 +94,7 @@ pub async fn delete_pending(c: &mut Conn, id: Uuid) -> Result<bool, DbError> {
     c.execute(query("delete from checkout where id = $1 and status = 'pending'").bind(id)).await.map(|n| n == 1)
 }
 
-/// Ends it in `status`; its token opens nothing from the commit on.
+/// Ends it in `status`; a token that is known by its hash opens nothing from the commit on.
 pub async fn end(
     c: &mut Conn,
     id: Uuid,
@@ -119,9 +120,11 @@ pub async fn extend(c: &mut Conn, id: Uuid, until: DateTime<Utc>) -> Result<Opti
     c.optional(query_as(sql).bind(id).bind(until)).await
 }
 
-pub async fn set_token(c: &mut Conn, id: Uuid, hash: &[u8]) -> Result<bool, DbError> {
-    let sql = "update checkout set token_hash = $2 where id = $1 and status = 'active'";
-    c.execute(query(sql).bind(id).bind(hash)).await.map(|n| n == 1)
+/// What is kept of its token, the only one from now on.
+pub async fn set_token(c: &mut Conn, id: Uuid, hash: Option<&[u8]>, sealed: Option<&[u8]>) -> Result<bool, DbError> {
+    let sql =
+        "update checkout set token_hash = $2, token_sealed = $3 where id = $1 and status in ('pending', 'active')";
+    c.execute(query(sql).bind(id).bind(hash).bind(sealed)).await.map(|n| n == 1)
 }
 
 /// The checkout that this token opens, also while its session provisions or ends.

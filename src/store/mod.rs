@@ -15,3 +15,4 @@ pub mod sessions;
 pub mod settings;
 pub mod streams;
 pub mod tasks;
+pub mod tokens;

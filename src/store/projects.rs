@@ -1,7 +1,7 @@
 //! Projects.
 
 use chrono::{DateTime, Utc};
-use sqlx::{query, query_as, types::Json};
+use sqlx::{query, query_as, query_scalar, types::Json};
 
 use crate::{
     database::{Conn, DbError},
@@ -127,6 +127,17 @@ pub async fn set_address(c: &mut Conn, id: &str, address: &str) -> Result<(), Db
 
 pub async fn set_read_token(c: &mut Conn, id: &str, hash: &[u8]) -> Result<(), DbError> {
     c.execute(query("update project set read_token_hash = $2 where id = $1").bind(id).bind(hash)).await.map(drop)
+}
+
+/// Whether its repository is, or may be, one that was made for it.
+pub async fn mark_repository(c: &mut Conn, id: &str, made: bool) -> Result<(), DbError> {
+    c.execute(query("update project set made_repository = $2 where id = $1").bind(id).bind(made)).await.map(drop)
+}
+
+/// False also where there is no such project.
+pub async fn made_repository(c: &mut Conn, id: &str) -> Result<bool, DbError> {
+    let sql = "select exists (select from project where id = $1 and made_repository)";
+    c.scalar(query_scalar(sql).bind(id)).await
 }
 
 /// The project whose workspace reads with this credential.

@@ -9,6 +9,7 @@ mod keys;
 mod queue;
 mod retention;
 mod sagas;
+mod tokens;
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,6 +27,7 @@ pub use self::{
     queue::QueueGauge,
     retention::Retention,
     sagas::SagaTimers,
+    tokens::TokenSweeper,
 };
 
 /// Something to be done again and again.

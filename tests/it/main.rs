@@ -20,6 +20,7 @@ mod clients;
 mod commands;
 mod crash;
 mod git;
+mod gitea;
 mod http;
 mod idempotency;
 mod jobs;

@@ -2,6 +2,8 @@
 
 use std::{fmt, io, time::Duration};
 
+use crate::error::{Error, Kind};
+
 /// What went wrong with a repository. Fit for the log; may name paths of the server.
 #[derive(Debug)]
 pub enum GitError {
@@ -23,6 +25,12 @@ pub enum GitError {
         what: String,
         error: io::Error,
     },
+    /// The git host did not answer, or not as one does that is in order.
+    Away(String),
+    /// It keeps failing, and was not asked: it may be after so long.
+    PutOff(Duration),
+    /// The git host answered, and will not do it.
+    Refused(String),
 }
 
 impl fmt::Display for GitError {
@@ -36,11 +44,37 @@ impl fmt::Display for GitError {
             }
             Self::Failed { what, stderr } => write!(f, "{what} failed: {}", scrub(stderr)),
             Self::Io { what, error } => write!(f, "{what}: {error}"),
+            Self::Away(why) => write!(f, "the git host is out of reach: {}", scrub(why)),
+            Self::PutOff(after) => write!(f, "the git host is left alone for {} s", after.as_secs()),
+            Self::Refused(why) => write!(f, "the git host refused: {}", scrub(why)),
         }
     }
 }
 
 impl std::error::Error for GitError {}
+
+/// In the caller's terms; what git or the host said is for the log.
+impl From<GitError> for Error {
+    fn from(error: GitError) -> Self {
+        match &error {
+            GitError::Away(why) => Self::unavailable("the git host", scrub(why)),
+            GitError::PutOff(after) => Self::new(
+                Kind::Unavailable,
+                "CIRCUIT_OPEN",
+                "the git host keeps failing and is left alone for a while, try again later",
+            )
+            .retry_after(*after)
+            .cause(&error),
+            GitError::Refused(_) => Self::new(
+                Kind::BadGateway,
+                "GIT_HOST_REFUSED",
+                "the git host refused what rdev asked of it; the server's log says what and why",
+            )
+            .cause(&error),
+            _ => Self::internal(error),
+        }
+    }
+}
 
 /// Takes user info out of every URL in `text`.
 pub fn scrub(text: &str) -> String {

@@ -253,6 +253,12 @@ impl Run {
 }
 
 impl Finished {
+    /// One that was never run.
+    #[cfg(test)]
+    pub fn of(status: ExitStatus, stdout: &str, stderr: &str) -> Self {
+        Self { status, stdout: stdout.into(), stderr: stderr.to_owned(), subcommand: String::new() }
+    }
+
     pub fn into_output(self) -> Result<Vec<u8>, GitError> {
         if self.status.success() {
             return Ok(self.stdout);

@@ -10,7 +10,7 @@ use crate::{
         checkout::Checkout,
         review::{Review, Wish},
     },
-    error::{Error, Result},
+    error::Result,
     store,
     streams::Unshown,
 };
@@ -33,7 +33,7 @@ impl Checkouts {
                 tracing::error!(%error, project.id, branch, "nothing is reviewed: git does not say where the branch is");
                 return Ok(None);
             }
-            head => head.map_err(Error::internal)?,
+            head => head?,
         };
         Ok(inner.reviews.due(&project, head.as_deref(), wish).await)
     }

@@ -169,6 +169,10 @@ fn merged_as(review: &Review, at_candidate: bool) -> String {
     review.merge_candidate.clone().filter(|_| at_candidate).unwrap_or_else(|| review.head_sha.clone())
 }
 
+/// A host that is away has not failed: it is asked until it is back.
 fn git_failed(error: GitError) -> Error {
-    Error::internal(error).code(GIT_FAILED)
+    match error {
+        GitError::Away(_) | GitError::PutOff(_) => error.into(),
+        error => Error::from(error).code(GIT_FAILED),
+    }
 }

@@ -15,7 +15,7 @@ use crate::{
             asking::{self, DIFF_MAX, Diff, Word},
         },
     },
-    error::{Error, Result},
+    error::Result,
     models::{CallError, Seat, Step},
     queue::stale,
 };
@@ -60,8 +60,8 @@ impl Reviewing {
     async fn diff(&self, review: &Review) -> Result<Option<Diff>> {
         let forge = &self.parts().forge;
         let (project, head) = (&review.project_id, &review.head_sha);
-        let Some(base) = forge.branch(project, &review.base).await.map_err(Error::internal)? else { return Ok(None) };
-        let (bytes, cut) = forge.diff(project, &base, head, DIFF_MAX).await.map_err(Error::internal)?;
+        let Some(base) = forge.branch(project, &review.base).await? else { return Ok(None) };
+        let (bytes, cut) = forge.diff(project, &base, head, DIFF_MAX).await?;
         Ok(Some(Diff::of(bytes, cut)))
     }
 

@@ -3,7 +3,7 @@
 //! and what was committed is found all the same. Nothing of theirs is changed on the way but the
 //! permissions of what could not be read.
 
-use super::{STEP_LIMIT, Workspaces, Worktree, clone_url};
+use super::{STEP_LIMIT, Workspaces, Worktree};
 use crate::{domain::session::Rescue, error::Result, runtime::RunOutput};
 
 /// $1 worktree, $2 branch, $3 rescue branch, $4 `look` or `push`, $5 session, $6 base, $7 URL, $8 workspace. Says
@@ -184,7 +184,7 @@ impl Workspaces {
 
     async fn run_rescue(&self, worktree: &Worktree<'_>, base: &str, what: &str) -> Result<RunOutput> {
         let workspace = self.runtime.paths(worktree.project).workspace;
-        let (rescue, url) = (rescue_branch(worktree.session), clone_url(base, worktree.project));
+        let (rescue, url) = (rescue_branch(worktree.session), self.clone_url(base, worktree.project));
         let words = [worktree.path, worktree.branch, &rescue, what, worktree.session, base, &url, &workspace];
         self.script(worktree.project, RESCUE, &words, &[], STEP_LIMIT).await
     }

@@ -2,7 +2,7 @@
 //! credential, which only reads. Each attempt has one of its own, so whoever is late with an attempt
 //! that is over touches nobody else's. Making one begins with removing those of attempts before.
 
-use super::{CLONE_LIMIT, STEP_LIMIT, Workspaces, clone_url, done};
+use super::{CLONE_LIMIT, STEP_LIMIT, Workspaces, done};
 use crate::error::Result;
 
 /// $1 folder, $2 workspace, $3 name before its number, $4 first and $5 last number; one without a number counts
@@ -48,7 +48,7 @@ impl Workspaces {
     /// Those of git.
     pub async fn add_review(&self, project: &str, review: &str, attempt: i64, sha: &str, base: &str) -> Result<()> {
         let paths = self.runtime.paths(project);
-        let (name, number, url) = (name(review), attempt.to_string(), clone_url(base, project));
+        let (name, number, url) = (name(review), attempt.to_string(), self.clone_url(base, project));
         let words = [&paths.sessions, &paths.workspace, &name, "0", &number, sha, base, &url];
         let output = self.script(project, &format!("{REMOVE}{ADD}"), &words, &[], CLONE_LIMIT).await?;
         done("the worktree of a review could not be made", &output)

@@ -2,7 +2,7 @@
 //! it. What people left in the clone (branches that are in the way, locks of gits that were killed)
 //! must not keep a session from being made, nor what they left in the worktree from being removed.
 
-use super::{CLONE_LIMIT, STEP_LIMIT, Workspaces, clone_url, done};
+use super::{CLONE_LIMIT, STEP_LIMIT, Workspaces, done};
 use crate::error::Result;
 
 /// A session's worktree.
@@ -98,7 +98,7 @@ impl Workspaces {
     /// Those of git.
     pub async fn add_worktree(&self, worktree: &Worktree<'_>, sha: &str, base: &str, token: &str) -> Result<()> {
         let workspace = self.runtime.paths(worktree.project).workspace;
-        let url = clone_url(base, worktree.project);
+        let url = self.clone_url(base, worktree.project);
         let words = [&workspace, worktree.path, worktree.branch, worktree.session, base, &url, sha];
         let output = self.script(worktree.project, ADD, &words, token.as_bytes(), CLONE_LIMIT).await?;
         done("the session's worktree could not be made", &output)

@@ -12,6 +12,7 @@ pub mod cluster;
 pub mod counter;
 mod database;
 pub mod git;
+pub mod gitea;
 mod proxy;
 pub mod raw;
 pub mod server;
@@ -26,6 +27,7 @@ pub use self::{
     app::{Ground, TestApp},
     database::TestDb,
     git::Clone as GitClone,
+    gitea::{Fault, Gitea},
     proxy::Proxy,
     server::Server,
     sink::{Answer, Gate, Sink},
