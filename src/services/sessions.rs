@@ -26,7 +26,7 @@ use crate::{
         project::{Project, ProjectStatus},
         session::{Session, SessionStatus},
     },
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     forge::Credential,
     queue::{Claimed, Queue},
     store::{self, streams::Kind as Log},
@@ -130,9 +130,15 @@ impl Sessions {
         if store::sessions::one_is_alive(&mut self.inner.db.conn().await?, &project.id).await? {
             return Err(session_exists());
         }
-        let prepared = self.inner.checkouts.prepare(project, &new.checkout.wanted).await?;
-        let (session, checkout, task) = self.insert_somehow(caller, project, &prepared, &new).await?;
-        match self.provision(caller, project, &prepared, session, checkout, &task, &answer).await {
+        let begun = Box::pin(async {
+            let prepared = self.inner.checkouts.prepare(project, &new.checkout.wanted).await?;
+            Ok((self.insert_somehow(caller, project, &prepared, &new).await?, prepared))
+        });
+        let ((session, checkout, task), prepared) = match begun.await {
+            Ok(begun) => begun,
+            Err(error) => return Err(self.unless_one_came_first(project, error).await?),
+        };
+        match Box::pin(self.provision(caller, project, &prepared, session, checkout, &task, &answer)).await {
             Ok(made) => Ok(made),
             Err(error) => {
                 let error = self.inner.checkouts.unless_gone(project, error).await;
@@ -140,6 +146,14 @@ impl Sessions {
                 Err(error)
             }
         }
+    }
+
+    /// What is in the way may be that of a session which came in between: then that is the reason.
+    async fn unless_one_came_first(&self, project: &Project, error: Error) -> Result<Error> {
+        let is_conflict = error.kind() == Kind::Conflict;
+        let one_came =
+            is_conflict && store::sessions::one_is_alive(&mut self.inner.db.conn().await?, &project.id).await?;
+        Ok(if one_came { session_exists() } else { error })
     }
 
     /// On another port where somebody has just taken one that nobody asked for.
