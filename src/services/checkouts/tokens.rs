@@ -72,7 +72,10 @@ impl Checkouts {
         }
         let sealed = async { store::tokens::sealed(&mut inner.db.conn().await?, id).await };
         // It goes by its name; the token itself only tells more of a host that says no.
-        let sealed = sealed.await.unwrap_or_default();
+        let sealed = sealed.await.unwrap_or_else(|error| {
+            tracing::warn!(%error, checkout.id = %id, "a sealed token could not be read");
+            None
+        });
         let revoked = inner.forge.revoke(project, id, sealed.as_deref()).await;
         inner.metrics.token_revoked(if revoked.is_ok() { "ok" } else { "error" });
         revoked
@@ -100,7 +103,11 @@ impl Checkouts {
             return None;
         }
         let count = async { store::tokens::failed(&mut self.inner.db.conn().await?, id).await };
-        count.await.ok().flatten()
+        let counted = count.await;
+        counted.unwrap_or_else(|error| {
+            tracing::warn!(%error, checkout.id = %id, "a failed revocation is not counted");
+            None
+        })
     }
 
     /// Removes the tokens at the host that have no open checkout, or no project, and tells the metrics
