@@ -17,7 +17,7 @@
 //! * `queue` is the durable core: processes, leases, fences, tasks. It does not know what tasks mean.
 //! * `streams` are numbered logs and the hub that shows them.
 //! * `store` is SQL and nothing else; `database` the pool, external or embedded.
-//! * `runtime` is where commands run, `forge` the git host, `models` the upstreams that models run on.
+//! * `runtime` is where commands run (this machine, or pods of a cluster), `forge` the git host, `models` the upstreams that models run on.
 //! * `egress` is the one HTTP client that may call an address a user gave.
 //! * `domain` is plain types and pure decisions; `error` one error in the domain's words.
 //!

@@ -6,7 +6,8 @@ use tracing_subscriber::{EnvFilter, fmt};
 
 /// Begins to log. `json` as configured; unset: JSON when stdout is no terminal.
 pub fn start(filter: &str, json: Option<bool>) {
-    let quiet = format!("sqlx::postgres::notice=warn,{filter}");
+    // An answer of the cluster that is none is told by whoever asked.
+    let quiet = format!("sqlx::postgres::notice=warn,kube_client::client=off,{filter}");
     let filter = EnvFilter::try_new(quiet).unwrap_or_else(|_| EnvFilter::new("info"));
     let json = json.unwrap_or_else(|| !std::io::stdout().is_terminal());
     let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);

@@ -42,6 +42,7 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
 
 /// Services from top to bottom: each calls those after it.
 const SERVICES: &[&str] = &[
+    "discovery",
     "deletion",
     "sagas",
     "session_end",

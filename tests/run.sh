@@ -30,6 +30,12 @@ export RDEV_TEST_CLIENTS
 
 cargo nextest run --locked --no-fail-fast "$@"
 if test $# = 0; then
+    # Stories for a cluster that is one: shown as skipped unless there is one.
+    if test -n "${RDEV_TEST_KUBECONFIG:-}"; then
+        cargo nextest run --locked --no-fail-fast --test it --run-ignored only -E 'test(/^kube::real::/)'
+    else
+        echo "SKIPPED: the stories of kube::real, which need a cluster: set RDEV_TEST_KUBECONFIG to its kubeconfig" >&2
+    fi
     cargo test --locked --doc --quiet
     cargo build --locked
     RDEV="${CARGO_TARGET_DIR:-target}/debug/rdev" tests/first_hour.sh

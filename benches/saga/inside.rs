@@ -22,7 +22,7 @@ use rdev::{
     forge::Forge,
     metrics::Metrics,
     queue::{self, Crew, Lane, Lease, Queue},
-    runtime::{self, LocalOptions},
+    runtime::{LocalOptions, local},
     services::{
         keys::Keys,
         projects::{self, Projects, Site},
@@ -113,7 +113,8 @@ impl Inside {
         };
         let streams = Streams::new(attached.db.clone(), hub.clone(), writer);
         let forge = Forge::open(&config.git_host, data_dir.git(), exe, clock.clone()).await.expect("a git host");
-        let workspaces = Workspaces::new(runtime::open(options).expect("a runtime"), forge.folder().to_owned());
+        let place = std::sync::Arc::new(local::Local::open(options).expect("a runtime"));
+        let workspaces = Workspaces::new(place, forge.folder().to_owned());
         let ground = Ground { config, clock, metrics, queue, outbox, hub, streams, forge, workspaces };
         Arc::new(Self::at_work(ground, attached, background, stop, url, data))
     }

@@ -7,11 +7,12 @@ use std::{
 };
 
 use axum::Router;
+use sha2::{Digest as _, Sha256};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Why, base_url};
 use crate::{
-    config::Config,
+    config::{Config, RuntimeChoice},
     data_dir::DataDir,
     database::{Db, news},
     domain::clock::Clock,
@@ -22,13 +23,17 @@ use crate::{
     models::Upstreams,
     queue::{self, Crew, Free, Lane, Lease, Perform, Queue, Room},
     router,
-    runtime::{self, LocalOptions, Place},
+    runtime::{
+        self, Choice, LocalOptions, Place,
+        kube::{Access, KubeOptions},
+    },
     services::{
         callouts::Callouts,
         chats::Chats,
         checkouts::{self, Checkouts, Revoking},
         commands::{self, Commands, Quotas},
         deletion::{self, Deletion},
+        discovery::{self, Discovery},
         following::Following,
         git_access::GitAccess,
         health::Health,
@@ -91,6 +96,7 @@ pub struct Built {
     outbox: Outbox,
     crews: Vec<CrewPlan>,
     chores: Vec<Arc<dyn Chore>>,
+    discovery: Discovery,
 }
 
 /// Who works in a lane, and how much at once.
@@ -166,6 +172,15 @@ pub async fn build(given: Ingredients<'_>, background: &TaskTracker) -> Result<B
         ground.queue.clone(),
         given.config.output_retention,
     );
+    let discovery = Discovery::new(discovery::Parts {
+        db: ground.db.clone(),
+        clock: ground.clock.clone(),
+        queue: ground.queue.clone(),
+        streams: ground.streams.clone(),
+        projects: rules.projects.clone(),
+        sessions: rules.sessions.clone(),
+        runtime: ground.place.clone(),
+    });
     let crews = crews(&ground, &rules, given.config);
     let Rules { projects, checkouts, commands, sessions, jobs, sagas, .. } = rules;
     let readdress = Readdress(projects.clone());
@@ -185,6 +200,7 @@ pub async fn build(given: Ingredients<'_>, background: &TaskTracker) -> Result<B
         hub: ground.streams.hub,
         outbox: ground.outbox,
         crews,
+        discovery,
         chores: vec![
             Arc::new(CheckoutExpiry(checkouts.clone())),
             Arc::new(TokenSweeper(checkouts)),
@@ -208,13 +224,15 @@ async fn ground(given: &Ingredients<'_>, background: &TaskTracker) -> Result<Gro
     let hub = Hub::new(outbox.clone());
     let (writer, writing) = Writer::new(db.clone(), hub.clone(), metrics.clone());
     background.spawn(writing);
-    let place = runtime::open(local_options(config, given))
-        .map_err(|error| Why::Failed(format!("RDEV_LOCAL_SANDBOX: {error}")))?;
+    let ticket_secret = ticket_secret(&db).await?;
+    let (place, keeping) = runtime::open(choice(config, given, &ticket_secret)).await.map_err(Why::Failed)?;
+    if let Some(keeping) = keeping {
+        background.spawn(keeping(given.stop.clone()));
+    }
     let forge = Forge::open(&config.git_host, given.data_dir.git(), given.exe.clone(), clock.clone()).await;
     let forge = forge.map_err(|error| Why::Failed(error.to_string()))?;
     let egress = Egress::new(config.egress_allow.clone()).map_err(Why::Failed)?;
     let keys = Keys::new(db.clone(), clock.clone(), queue.clone(), config.admin_key.clone());
-    let ticket_secret = ticket_secret(&db).await?;
     let previews = Previews::new(previews::Parts {
         db: db.clone(),
         clock: clock.clone(),
@@ -246,6 +264,24 @@ async fn ground(given: &Ingredients<'_>, background: &TaskTracker) -> Result<Gro
         outbox,
         place,
     })
+}
+
+fn choice(config: &Config, given: &Ingredients<'_>, secret: &[u8; 32]) -> Choice {
+    match &config.runtime {
+        RuntimeChoice::Local => Choice::Local(local_options(config, given)),
+        RuntimeChoice::Kubernetes { kubeconfig, namespace } => Choice::Kubernetes(KubeOptions {
+            access: Access { kubeconfig: kubeconfig.clone(), namespace: namespace.clone() },
+            install: install(secret),
+            kill_grace: config.kill_grace,
+            output_limit: config.output_limit,
+        }),
+    }
+}
+
+/// Tells this database's installation from others, and gives nothing of the secret away.
+fn install(secret: &[u8; 32]) -> String {
+    let digest = Sha256::digest([b"install".as_slice(), secret].concat());
+    digest[..8].iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 fn local_options(config: &Config, given: &Ingredients<'_>) -> LocalOptions {
@@ -287,6 +323,7 @@ fn rules(
         queue: queue(),
         streams: streams(),
         runtime: place.clone(),
+        projects: projects.clone(),
         following: following.clone(),
         quotas: Quotas { project: config.commands_per_project, session: config.commands_per_session },
         kill_grace: config.kill_grace,
@@ -310,6 +347,7 @@ fn rules(
         streams: streams(),
         checkouts: checkouts.clone(),
         commands: commands.clone(),
+        projects: projects.clone(),
         workspaces: workspaces.clone(),
         preview_domain: preview_domain(config, site),
         site: site.clone(),
@@ -549,6 +587,7 @@ impl Built {
             let crew = Crew::new(self.queue.clone(), *lane, room.clone(), performers.clone());
             background.spawn(crew.run(stop.clone()));
         }
+        background.spawn(self.discovery.clone().keep(stop.clone()));
         workers::start(self.chores.clone(), &self.clock, &self.metrics, background, stop);
     }
 }
@@ -576,8 +615,10 @@ fn places() -> usize {
 }
 
 fn site(config: &Config, address: SocketAddr, forge: &Forge) -> Site {
-    let local = base_url(address);
-    let public = config.public_url.clone().unwrap_or_else(|| local.clone());
+    let here = base_url(address);
+    let public = config.public_url.clone().unwrap_or_else(|| here.clone());
+    // Pods come from outside, as clients do.
+    let local = if config.runtime == RuntimeChoice::Local { here } else { public.clone() };
     let git = |own: &String| forge.origin().map_or_else(|| own.clone(), str::to_owned);
     Site { clone: git(&public), local: git(&local), public }
 }

@@ -9,4 +9,4 @@ mod settings;
 mod typed;
 
 pub use settings::{SETTINGS, Setting, Settings};
-pub use typed::{Config, EmbeddedOrUrl, GitHost, SandboxChoice, StopCommands};
+pub use typed::{Config, EmbeddedOrUrl, GitHost, RuntimeChoice, SandboxChoice, StopCommands};

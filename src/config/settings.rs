@@ -35,6 +35,7 @@ pub static SETTINGS: &[Setting] = &[
     plain("RDEV_DATA_DIR", "./.rdev", "embedded database, repositories, workspaces"),
     secret("RDEV_ADMIN_KEY", "a bootstrap admin key, accepted while set"),
     plain("RDEV_RUNTIME", "local", "where commands run: local or kubernetes"),
+    unset("KUBECONFIG", "the cluster, with the kubernetes runtime; unset: the pod's service account"),
     plain("RDEV_NAMESPACE", "rdev", "namespace of project pods"),
     unset("RDEV_POD_IMAGE", "image of the pods of projects made on a cluster"),
     unset("RDEV_POD_STORAGE", "storage of the pods of projects made on a cluster"),
@@ -111,6 +112,7 @@ impl Setting {
     fn otherwise(&self) -> &'static str {
         match self.variable {
             "DATABASE_URL" => "unset: an embedded server",
+            "KUBECONFIG" => "unset: the service account",
             "RDEV_PUBLIC_URL" => "unset: from the listen address",
             "RDEV_PREVIEW_DOMAIN" => "unset: localhost when the public URL is on loopback",
             "RDEV_LOG_FORMAT" => "unset: json when stdout is no terminal",

@@ -1,6 +1,11 @@
 //! The settings as the program uses them. Parsing happens once, here; an error names the variable.
 
-use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
 
 use ipnet::IpNet;
 use url::Url;
@@ -42,6 +47,17 @@ pub enum SandboxChoice {
     None,
 }
 
+/// Where commands run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RuntimeChoice {
+    Local,
+    /// Files that say where the cluster is, none for the service account of this pod; and the namespace.
+    Kubernetes {
+        kubeconfig: Vec<PathBuf>,
+        namespace: String,
+    },
+}
+
 /// Everything that the parts of the program that exist need to know.
 #[derive(Clone)]
 pub struct Config {
@@ -49,6 +65,7 @@ pub struct Config {
     pub listen: String,
     pub public_url: Option<String>,
     pub data_dir: PathBuf,
+    pub runtime: RuntimeChoice,
     pub admin_key: Option<ApiKey>,
     pub rate_limit: u32,
     pub auth_failure_limit: u32,
@@ -100,6 +117,7 @@ impl Config {
             listen: s.parsed("RDEV_LISTEN", "an address such as 127.0.0.1:8080", listen_address)?,
             public_url: s.optional("RDEV_PUBLIC_URL", "an http:// or https:// URL", base_url)?,
             data_dir: PathBuf::from(s.text("RDEV_DATA_DIR")),
+            runtime: runtime(&s)?,
             admin_key: s.optional("RDEV_ADMIN_KEY", "a key as `rdev keys create` makes them", ApiKey::parse)?,
             rate_limit: s.number("RDEV_RATE_LIMIT")?,
             auth_failure_limit: s.number("RDEV_AUTH_FAILURE_LIMIT")?,
@@ -169,12 +187,37 @@ impl Config {
 
 /// Settings of parts that are not in this program are parsed all the same: a typo is found at once.
 fn check_later_parts(s: &Source) -> Result<(), String> {
-    s.parsed("RDEV_RUNTIME", "local (this build has no kubernetes runtime)", |t| (t == "local").then_some(()))?;
     s.boolean("RDEV_PREVIEW_INGRESS")?;
-    s.parsed("RDEV_NAMESPACE", "a name of lower-case letters, digits and -", |t| ProjectId::parse(t).ok())?;
     s.optional("RDEV_WOODPECKER_URL", "an http:// or https:// URL", base_url)?;
     s.optional("OTEL_EXPORTER_OTLP_ENDPOINT", "an http:// or https:// URL", base_url)?;
     Ok(())
+}
+
+/// What a pod's service account is read from.
+const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
+
+fn runtime(s: &Source) -> Result<RuntimeChoice, String> {
+    let namespace = s.parsed("RDEV_NAMESPACE", "a name of lower-case letters, digits and -", |t| {
+        ProjectId::parse(t).ok().map(|_| t.to_owned())
+    })?;
+    let is_kubernetes = s.parsed("RDEV_RUNTIME", "local or kubernetes", |t| match t {
+        "local" => Some(false),
+        "kubernetes" => Some(true),
+        _ => None,
+    })?;
+    if !is_kubernetes {
+        return Ok(RuntimeChoice::Local);
+    }
+    let files = s.get("KUBECONFIG").unwrap_or_default().split(':').filter(|path| !path.is_empty());
+    let kubeconfig: Vec<PathBuf> = files.map(PathBuf::from).collect();
+    if let Some(missing) = kubeconfig.iter().find(|path| !path.is_file()) {
+        return Err(format!("KUBECONFIG: not usable; there is no file {}", missing.display()));
+    }
+    let in_cluster = server_variable("KUBERNETES_SERVICE_HOST").is_some() && Path::new(SERVICE_ACCOUNT).is_file();
+    if kubeconfig.is_empty() && !in_cluster {
+        return Err("RDEV_RUNTIME: kubernetes needs KUBECONFIG, or to run in a pod with a service account".into());
+    }
+    Ok(RuntimeChoice::Kubernetes { kubeconfig, namespace })
 }
 
 fn database(s: &Source) -> Result<EmbeddedOrUrl, String> {

@@ -215,4 +215,7 @@ pub struct Launch {
     pub cwd: String,
     pub stdin: Option<String>,
     pub deadline: DateTime<Utc>,
+    /// Where it is to run, and no other place; none where there is but one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<String>,
 }

@@ -12,6 +12,7 @@ pub mod checkout;
 pub mod clock;
 pub mod command;
 pub mod delivery;
+pub mod discovered;
 pub mod durations;
 pub mod egress;
 pub mod event_id;

@@ -39,6 +39,16 @@ pub struct Project {
     pub updated_at: DateTime<Utc>,
 }
 
+/// A project's place, as the project's row tells of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    pub status: ProjectStatus,
+    pub pod: String,
+    pub workspace: String,
+    /// The URL of this server that the workspace was configured with; empty where there is none yet.
+    pub address: String,
+}
+
 /// What an owner may set; at creation and later.
 #[derive(Debug, Clone, Default)]
 pub struct ProjectSettings {

@@ -62,24 +62,28 @@ struct HealthView {
 impl HealthView {
     fn new(condition: &Condition) -> Self {
         let well = |is_well: bool| if is_well { "ok" } else { "unavailable" };
+        let mut checks = json!({
+            "server": {"status": condition.phase},
+            "database": {"status": well(condition.database)},
+            "git_host": {"status": condition.git_host_status},
+            "git_tokens": tokens(condition.irrevocable_tokens),
+            "isolation": {
+                "status": if condition.isolated { "ok" } else { "warning" },
+                "kind": condition.isolation,
+                "message": condition.isolation_text,
+            },
+        });
+        if let Some((status, message)) = &condition.discovery {
+            checks["discovery"] = json!({"status": status, "message": message});
+        }
         Self {
+            checks,
             status: well(condition.is_well()),
             version: env!("CARGO_PKG_VERSION"),
             database: well(condition.database),
             runtime: condition.runtime,
             git_host: condition.git_host,
             model_upstream: condition.model_upstream,
-            checks: json!({
-                "server": {"status": condition.phase},
-                "database": {"status": well(condition.database)},
-                "git_host": {"status": condition.git_host_status},
-                "git_tokens": tokens(condition.irrevocable_tokens),
-                "isolation": {
-                    "status": if condition.isolated { "ok" } else { "warning" },
-                    "kind": condition.isolation,
-                    "message": condition.isolation_text,
-                },
-            }),
         }
     }
 }

@@ -71,6 +71,10 @@ pub struct ProjectView {
     #[serde(skip_serializing_if = "Option::is_none")]
     agent_command: Option<Vec<String>>,
     source: String,
+    /// What was found of its settings outside and could not be used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<Object>>)]
+    details: Option<Vec<serde_json::Value>>,
     created_at: DateTime<Utc>,
     updated_at: DateTime<Utc>,
 }
@@ -98,6 +102,7 @@ impl ProjectView {
             review_command: p.review_command,
             agent_command: p.agent_command,
             source: p.source,
+            details: None,
             created_at: p.created_at,
             updated_at: p.updated_at,
         }
@@ -216,13 +221,17 @@ async fn list(
 ) -> Result<Paged<ProjectList>> {
     let (before, limit) = page.parse()?;
     let (found, next) = cut(service.projects.page(&caller, before, limit + 1).await?, limit, |project| project.seq);
-    let projects =
-        found.iter().map(|project| ProjectView::of(project, service.projects.clone_url(&project.id))).collect();
-    Ok(Paged { data: ProjectList { projects }, next })
+    let mut details = service.projects.details(&found).await?;
+    let shown = found.iter().map(|project| ProjectView {
+        details: details.remove(&project.id),
+        ..ProjectView::of(project, service.projects.clone_url(&project.id))
+    });
+    Ok(Paged { data: ProjectList { projects: shown.collect() }, next })
 }
 
-async fn get(State(service): State<Service>, InProject(project): InProject) -> Data<ProjectView> {
-    Data(ProjectView::of(&project, service.projects.clone_url(&project.id)))
+async fn get(State(service): State<Service>, InProject(project): InProject) -> Result<Data<ProjectView>> {
+    let details = service.projects.details(std::slice::from_ref(&project)).await?.remove(&project.id);
+    Ok(Data(ProjectView { details, ..ProjectView::of(&project, service.projects.clone_url(&project.id)) }))
 }
 
 async fn change(
@@ -256,13 +265,20 @@ struct Undeployed {
     deleted: Vec<Removed>,
 }
 
+#[derive(Deserialize, ToSchema)]
+struct DeleteQuery {
+    /// Also where a pod that rdev does not manage carries the project's name: it makes none from then on.
+    forget: Option<bool>,
+}
+
 async fn delete(
     State(service): State<Service>,
     Caller(caller): Caller,
     InProject(project): InProject,
+    Query(query): Query<DeleteQuery>,
 ) -> Result<Data<Deleted>> {
     let undeployed = removed(&service, &project);
-    service.deletion.delete(&caller, &project).await?;
+    service.deletion.delete(&caller, &project, query.forget.unwrap_or(false)).await?;
     Ok(Data(Deleted { status: "deleted", id: project.id.clone(), undeployed }))
 }
 

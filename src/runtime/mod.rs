@@ -5,18 +5,29 @@
 //! outlives this server; what a command wrote is read from an offset, by any process, at
 //! any time. It knows nothing of sessions, logs or the database.
 
+pub mod kube;
 pub mod local;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::{
-    domain::command::{EndAsked, Ended, Launch},
-    error::Result,
+    domain::{
+        command::{EndAsked, Ended, Launch},
+        project::ProjectStatus,
+    },
+    error::{Error, Result},
 };
+
+use self::kube::{Keeping, KubeOptions};
 
 /// The runtime that was chosen.
 pub type Place = Arc<dyn Runtime>;
@@ -31,12 +42,53 @@ pub struct Paths {
     /// Where worktrees of it go.
     pub sessions: String,
     pub home: String,
+    /// The workspace's folder is there before and after its clone, and may hold what is not ours.
+    pub fixed: bool,
+}
+
+/// What the surroundings show of projects, where they are found by themselves.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// All of it was looked at once: what is not in here is not there.
+    pub complete: bool,
+    /// Why some of it may be old.
+    pub trouble: Option<String>,
+    pub projects: BTreeMap<String, Sight>,
+}
+
+/// What there is of one project.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sight {
+    pub pod: Option<SeenPod>,
+    /// Ids of all that could be its place.
+    pub pods: BTreeSet<String>,
+    pub config: Vec<ConfigText>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenPod {
+    pub name: String,
+    pub uid: String,
+    /// While it runs; another one after each restart.
+    pub container: Option<String>,
+    pub status: ProjectStatus,
+    pub workspace: String,
+    pub description: Option<String>,
+    /// Made by rdev.
+    pub managed: bool,
+}
+
+/// Settings of a project, as somebody wrote them down.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigText {
+    pub name: String,
+    pub data: BTreeMap<String, String>,
 }
 
 /// How far commands are kept from the rest of the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Isolation {
-    /// `bwrap`, `landlock`, `none`.
+    /// `bwrap`, `landlock`, `pod`, `none`.
     pub kind: &'static str,
     pub isolated: bool,
     pub text: String,
@@ -68,6 +120,8 @@ pub struct Handle {
     pub command_id: String,
     /// Unique over all projects.
     pub key: i64,
+    /// Where it began, as [`Runtime::place`] said then.
+    pub place: Option<String>,
 }
 
 /// What a command did since it was last asked.
@@ -91,12 +145,26 @@ pub trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 
 pub trait Runtime: Send + Sync + 'static {
+    fn name(&self) -> &'static str;
+
     fn isolation(&self) -> Isolation;
 
     fn paths(&self, project: &str) -> Paths;
 
+    /// Where a command that is recorded now is to run, and no other place; `None` where there is but one.
+    ///
+    /// # Errors
+    /// "project pod is not running".
+    fn place(&self, project: &str) -> Result<Option<String>>;
+
+    /// Projects that are found by themselves; `None` where there are none such.
+    fn seen(&self) -> Option<tokio::sync::watch::Receiver<Arc<Seen>>>;
+
     /// Makes the project's place, empty; keeps what is there.
     fn prepare<'a>(&'a self, project: &'a str) -> BoxFuture<'a, Result<()>>;
+
+    /// Whether there is git in the place.
+    fn has_git<'a>(&'a self, project: &'a str) -> BoxFuture<'a, Result<bool>>;
 
     /// Removes the project's place with everything in it.
     fn remove<'a>(&'a self, project: &'a str) -> BoxFuture<'a, Result<()>>;
@@ -105,6 +173,10 @@ pub trait Runtime: Send + Sync + 'static {
     fn run<'a>(&'a self, project: &'a str, run: Run) -> BoxFuture<'a, Result<RunOutput>>;
 
     /// Starts a command, or finds that it was started before: asking twice starts it once.
+    ///
+    /// # Errors
+    /// Unavailable where it is not known whether it was started: ask again. Gone where its place is;
+    /// a timeout where its time was up before it began. By any other it was not started and never is.
     fn launch<'a>(&'a self, handle: &'a Handle, launch: &'a Launch) -> BoxFuture<'a, Result<()>>;
 
     /// Reads on after so many bytes of each output.
@@ -117,7 +189,7 @@ pub trait Runtime: Send + Sync + 'static {
     fn forget<'a>(&'a self, handle: &'a Handle) -> BoxFuture<'a, ()>;
 
     /// Whether a path below `root`, links followed, is outside of it. One that is not there is not.
-    fn leads_outside(&self, root: &str, below: &str) -> bool;
+    fn leads_outside<'a>(&'a self, project: &'a str, root: &'a str, below: &'a str) -> BoxFuture<'a, Result<bool>>;
 
     /// Keys of the commands of which something is kept.
     fn kept(&self) -> BoxFuture<'_, Result<Vec<i64>>>;
@@ -144,10 +216,30 @@ pub struct LocalOptions {
     pub output_limit: u64,
 }
 
-/// The one choice of a runtime.
+/// Which runtime, and what it is made with.
+pub enum Choice {
+    Local(LocalOptions),
+    Kubernetes(KubeOptions),
+}
+
+/// The one choice of a runtime, and what keeps it current.
 ///
 /// # Errors
 /// A sentence: what is missing for the runtime asked for.
-pub fn open(options: LocalOptions) -> std::result::Result<Place, String> {
-    Ok(Arc::new(local::Local::open(options)?))
+pub async fn open(choice: Choice) -> std::result::Result<(Place, Option<Keeping>), String> {
+    match choice {
+        Choice::Local(options) => {
+            let local = local::Local::open(options).map_err(|error| format!("RDEV_LOCAL_SANDBOX: {error}"))?;
+            Ok((Arc::new(local), None))
+        }
+        Choice::Kubernetes(options) => {
+            let (kube, keeping) = kube::Kube::open(options).await?;
+            Ok((Arc::new(kube), Some(keeping)))
+        }
+    }
+}
+
+/// No place for commands is there now.
+pub fn not_running() -> Error {
+    Error::invalid("project pod is not running").reason("PROJECT_NOT_RUNNING")
 }

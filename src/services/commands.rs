@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::{
     following::{FOLLOW_TASK, Following},
-    projects::{not_running, record_activity, stamp},
+    projects::{Projects, not_running, record_activity, stamp},
     receipts::Answer,
 };
 use crate::{
@@ -132,6 +132,7 @@ pub struct Parts {
     pub queue: Queue,
     pub streams: Streams,
     pub runtime: Place,
+    pub projects: Projects,
     pub following: Following,
     pub quotas: Quotas,
     pub kill_grace: Duration,
@@ -145,7 +146,8 @@ impl Commands {
     /// Starts a command in the project's workspace, or in a session's worktree.
     ///
     /// # Errors
-    /// `PROJECT_NOT_RUNNING`, `SCRIPTS_DISABLED`, `COMMAND_ID_CONFLICT`, `QUOTA_EXCEEDED`, "session is not active".
+    /// `PROJECT_NOT_RUNNING`, `SCRIPTS_DISABLED`, `COMMAND_ID_CONFLICT`, `QUOTA_EXCEEDED`, "session is not active",
+    /// `GIT_MISSING`, and what keeps a pod from being a place.
     pub async fn start(
         &self,
         caller: &Key,
@@ -183,8 +185,13 @@ impl Commands {
         if project.status != ProjectStatus::Running {
             return Err(not_running());
         }
-        self.check_cwd(project, at, &new)?;
-        let inserted = match self.insert(by, project, at, &new, &answer).await {
+        let place = self.inner.runtime.place(&project.id)?;
+        let has_git = self.inner.projects.make_ready(project).await?;
+        if new.kind == CommandKind::Git && !has_git {
+            return Err(git_missing());
+        }
+        self.check_cwd(project, at, &new).await?;
+        let inserted = match self.insert(by, project, at, &new, place, &answer).await {
             // The same command was asked for at the same moment.
             Err(error) if error.stable_code() == ID_CONFLICT => match self.same_id(project, session, &new).await? {
                 Some(found) => return Ok(Started::Before(found)),
@@ -214,6 +221,7 @@ impl Commands {
         project: &Project,
         at: At<'_>,
         new: &NewCommand,
+        place: Option<String>,
         answer: &Answer<Command>,
     ) -> Result<(Command, Claimed, Launch, Unshown)> {
         let (inner, session) = (&self.inner, at.session());
@@ -227,7 +235,8 @@ impl Commands {
             _ => error.into(),
         })?;
         let mut command = Self::record(by, project, session, new, &id, stream, now);
-        let launch = Self::launch(project, at, new, &command, later(now, new.timeout));
+        let mut launch = Self::launch(project, at, new, &command, later(now, new.timeout));
+        launch.place = place;
         command.seq = store::commands::insert(&mut tx, &command, &launch).await?;
         let task = inner.queue.insert_owned(&mut tx, FOLLOW_TASK, &stream.to_string()).await?;
         if let Some(session) = session {
@@ -330,14 +339,14 @@ impl Commands {
             None | Some("" | ".") => root.to_owned(),
             Some(below) => format!("{root}/{below}"),
         };
-        Launch { argv: command.args.clone(), env, cwd, stdin: new.stdin.clone(), deadline }
+        Launch { argv: command.args.clone(), env, cwd, stdin: new.stdin.clone(), deadline, place: None }
     }
 
     /// A symbolic link may lead where the path's words do not.
-    fn check_cwd(&self, project: &Project, at: At<'_>, new: &NewCommand) -> Result<()> {
+    async fn check_cwd(&self, project: &Project, at: At<'_>, new: &NewCommand) -> Result<()> {
         let root = at.root(project);
         match new.cwd.as_deref() {
-            Some(cwd) if self.inner.runtime.leads_outside(root, cwd) => {
+            Some(cwd) if self.inner.runtime.leads_outside(&project.id, root, cwd).await? => {
                 Err(Error::invalid("cwd must be a relative path inside the workspace"))
             }
             _ => Ok(()),
@@ -394,8 +403,8 @@ impl Commands {
         let mut conn = self.inner.db.conn().await?;
         let asked = store::commands::ask_end(&mut conn, stream, why.text()).await?;
         drop(conn);
-        let Some(asked) = asked else { return Ok(()) };
-        let handle = Handle { project: project.to_owned(), command_id: command_id.to_owned(), key: stream };
+        let Some((asked, place)) = asked else { return Ok(()) };
+        let handle = Handle { project: project.to_owned(), command_id: command_id.to_owned(), key: stream, place };
         self.inner.runtime.end(&handle, EndAsked::parse(&asked)).await
     }
 
@@ -469,6 +478,11 @@ impl Commands {
         let _either = tokio::time::timeout(at_most, bell.changed()).await;
         tokio::time::sleep(Duration::from_millis(3)).await;
     }
+}
+
+/// The place's image has no git.
+pub fn git_missing() -> Error {
+    Error::new(Kind::Invalid, "GIT_MISSING", "the project's pod has no git; choose an image that has it")
 }
 
 fn id_conflict() -> Error {

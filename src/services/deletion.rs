@@ -33,7 +33,7 @@ use crate::{
     streams::Streams,
 };
 
-const DELETE_TASK: &str = "project.delete";
+pub const DELETE_TASK: &str = "project.delete";
 /// Sessions that somebody else is at are waited for so long.
 const SETTLING: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(50);
@@ -66,8 +66,9 @@ impl Deletion {
     }
 
     /// # Errors
-    /// `DELETE_INCOMPLETE` with what failed; `PROJECT_BUSY` while it is being made or deleted.
-    pub async fn delete(&self, caller: &Key, project: &Project) -> Result<()> {
+    /// `DELETE_INCOMPLETE` with what failed; `PROJECT_BUSY` while it is being made or deleted; `PROJECT_DISCOVERED`.
+    pub async fn delete(&self, caller: &Key, project: &Project, forget: bool) -> Result<()> {
+        self.inner.projects.let_go(project, forget).await?;
         let task = self.begin(project).await?;
         match self.carry(&project.id, Some(caller), &task).await {
             Ok(()) => Ok(()),
@@ -88,9 +89,8 @@ impl Deletion {
             )
         };
         let mut tx = inner.db.begin().await?;
-        let locked =
-            store::projects::lock(&mut tx, &project.id).await?.ok_or_else(|| Error::not_found("project not found"))?;
-        if locked.status == ProjectStatus::Pending {
+        store::projects::lock(&mut tx, &project.id).await?.ok_or_else(|| Error::not_found("project not found"))?;
+        if store::tasks::one_exists(&mut tx, &[CREATE_TASK, DELETE_TASK], &project.id).await? {
             return Err(busy());
         }
         store::projects::set_status(&mut tx, &project.id, ProjectStatus::Pending, inner.clock.now()).await?;
@@ -160,6 +160,7 @@ impl Deletion {
             unshown = inner.streams.record_final(&mut tx, &log.owner, "activity", &data).await?;
         }
         store::projects::delete(&mut tx, id).await?;
+        store::discovered::delete(&mut tx, id).await?;
         tx.commit().await?;
         inner.streams.show(unshown);
         inner.metrics.forget_project(id);

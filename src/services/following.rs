@@ -83,11 +83,10 @@ impl Following {
     }
 
     async fn carry(&self, command: &Command, task: &Claimed, launch: Option<Launch>) -> Result<()> {
-        let handle =
-            Handle { project: command.project_id.clone(), command_id: command.command_id.clone(), key: command.stream };
-        let ended = match self.start(&handle, launch).await {
-            Err(ended) => ended,
-            Ok(()) => tokio::join!(self.pump(command, task, &handle), self.end_if_asked(&handle)).0?,
+        let handle = handle(command, launch.as_ref());
+        let ended = match self.start(&handle, launch).await? {
+            Some(ended) => ended,
+            None => tokio::join!(self.pump(command, task, &handle), self.end_if_asked(&handle)).0?,
         };
         self.finish(command, task, &ended).await?;
         self.inner.runtime.forget(&handle).await;
@@ -104,13 +103,20 @@ impl Following {
         }
     }
 
-    /// Starts the command where that was not done yet. The error is an end of its own.
-    async fn start(&self, handle: &Handle, launch: Option<Launch>) -> Result<(), Ended> {
-        let Some(launch) = launch else { return Ok(()) };
-        self.inner.runtime.launch(handle, &launch).await.map_err(|error| Ended {
-            message: Some(error.message().to_owned()),
-            ..Ended::without_code(Termination::StartFailed, self.inner.clock.now())
-        })
+    /// Starts the command where that was not done yet. One that never will is at its end; an error says that
+    /// nobody knows, and that the same is to be asked again.
+    async fn start(&self, handle: &Handle, launch: Option<Launch>) -> Result<Option<Ended>> {
+        let Some(launch) = launch else { return Ok(None) };
+        let Err(error) = self.inner.runtime.launch(handle, &launch).await else { return Ok(None) };
+        let termination = match error.kind() {
+            Kind::Unavailable => return Err(error),
+            Kind::Gone => Termination::PodLost,
+            Kind::Timeout => Termination::Timeout,
+            _ => Termination::StartFailed,
+        };
+        tracing::info!(%error, command.id = handle.command_id, "a command was not started");
+        let message = (termination == Termination::StartFailed).then(|| error.message().to_owned());
+        Ok(Some(Ended { message, ..Ended::without_code(termination, self.inner.clock.now()) }))
     }
 
     /// Copies output until the command's end is known and all of it is stored.
@@ -215,12 +221,11 @@ impl Following {
         };
         let (launch, asked) = store::commands::launch(&mut conn, stream).await?.unwrap_or_default();
         drop(conn);
+        let launch = launch.map(|launch| launch.0);
         if let Some(asked) = asked {
-            let handle =
-                Handle { project: command.project_id.clone(), command_id: command.command_id.clone(), key: stream };
-            self.inner.runtime.end(&handle, EndAsked::parse(&asked)).await?;
+            self.inner.runtime.end(&handle(&command, launch.as_ref()), EndAsked::parse(&asked)).await?;
         }
-        self.attempt(command, task, launch.map(|launch| launch.0), stop).await;
+        self.attempt(command, task, launch, stop).await;
         Ok(())
     }
 }
@@ -246,6 +251,15 @@ impl Perform for Following {
             Ok(())
         }
         .boxed()
+    }
+}
+
+fn handle(command: &Command, launch: Option<&Launch>) -> Handle {
+    Handle {
+        project: command.project_id.clone(),
+        command_id: command.command_id.clone(),
+        key: command.stream,
+        place: launch.and_then(|launch| launch.place.clone()),
     }
 }
 

@@ -31,6 +31,8 @@ pub struct Health {
 pub struct Condition {
     pub database: bool,
     pub runtime: &'static str,
+    /// Whether what the cluster has is known, and a sentence about that; none where projects are not found by themselves.
+    pub discovery: Option<(&'static str, String)>,
     pub isolation: &'static str,
     pub isolated: bool,
     pub isolation_text: String,
@@ -50,7 +52,8 @@ impl Condition {
         let unknown = "not known yet".to_owned();
         Self {
             database: false,
-            runtime: "local",
+            runtime: "unknown",
+            discovery: None,
             isolation: "unknown",
             isolated: true,
             isolation_text: unknown,
@@ -89,7 +92,15 @@ impl Health {
         let isolation = self.runtime.isolation();
         Condition {
             database: self.database().await,
-            runtime: "local",
+            runtime: self.runtime.name(),
+            discovery: self.runtime.seen().map(|seen| {
+                let seen = seen.borrow();
+                match &seen.trouble {
+                    Some(trouble) => ("unavailable", trouble.clone()),
+                    None if seen.complete => ("ok", "pods and ConfigMaps are watched".to_owned()),
+                    None => ("starting", "pods and ConfigMaps were not listed yet".to_owned()),
+                }
+            }),
             isolation: isolation.kind,
             isolated: isolation.isolated,
             isolation_text: isolation.text,

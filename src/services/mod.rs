@@ -7,6 +7,7 @@ pub mod chats;
 pub mod checkouts;
 pub mod commands;
 pub mod deletion;
+pub mod discovery;
 pub mod following;
 pub mod git_access;
 pub mod health;

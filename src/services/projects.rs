@@ -1,7 +1,15 @@
 //! Projects: made whole or not at all. A creation is a task: a process that dies in the
 //! middle of one leaves it to another, which undoes it.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+mod first_need;
+mod found;
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use serde_json::json;
 
@@ -11,8 +19,9 @@ use crate::{
     domain::{
         branch::{BranchName, Protected},
         clock::Clock,
+        discovered::Memory,
         key::Key,
-        project::{Project, ProjectSettings, ProjectStatus},
+        project::{Placed, Project, ProjectSettings, ProjectStatus},
     },
     error::{Error, Kind, Result},
     forge::{Credential, Forge, GitError, Import, ImportError},
@@ -50,7 +59,37 @@ pub struct Site {
 
 #[derive(Clone)]
 pub struct Projects {
-    inner: Arc<Parts>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    parts: Parts,
+    ready: ProjectsReady,
+}
+
+impl std::ops::Deref for Inner {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.parts
+    }
+}
+
+/// Places that this process knows to hold a workspace.
+#[derive(Default)]
+struct ProjectsReady(Mutex<HashMap<String, Ready>>);
+
+#[derive(Default)]
+struct Ready {
+    /// The place, and whether there is git in it.
+    made: Option<(String, bool)>,
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl ProjectsReady {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Ready>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What the service is made of.
@@ -67,7 +106,7 @@ pub struct Parts {
 
 impl Projects {
     pub fn new(parts: Parts) -> Self {
-        Self { inner: Arc::new(parts) }
+        Self { inner: Arc::new(Inner { parts, ready: ProjectsReady::default() }) }
     }
 
     /// # Errors
@@ -100,6 +139,19 @@ impl Projects {
     /// # Errors
     /// `PROJECT_EXISTS`, `IMPORT_FAILED`, 400 for a default branch that the source lacks.
     pub async fn create(&self, caller: &Key, new: NewProject, answer: Answer<Project>) -> Result<Project> {
+        let mut memory = Memory::default();
+        memory.set_by_hand(&new.settings);
+        self.create_as("api", Some(caller), new, &memory, answer).await
+    }
+
+    async fn create_as(
+        &self,
+        source: &str,
+        caller: Option<&Key>,
+        new: NewProject,
+        memory: &Memory,
+        answer: Answer<Project>,
+    ) -> Result<Project> {
         Protected::new("", new.settings.protected_branches.as_deref().unwrap_or_default()).map_err(bad_pattern)?;
         let now = self.inner.clock.now();
         let mut tx = self.inner.db.begin().await?;
@@ -107,7 +159,10 @@ impl Projects {
             Some("project_pkey") => Error::conflict("PROJECT_EXISTS", format!("a project {} exists already", new.id)),
             _ => error.into(),
         };
-        store::projects::insert(&mut tx, &new.id, &new.settings, now).await.map_err(exists)?;
+        store::projects::insert(&mut tx, &new.id, source, &new.settings, now).await.map_err(exists)?;
+        if self.finds_projects() {
+            store::discovered::put(&mut tx, &new.id, memory).await?;
+        }
         store::streams::insert(&mut tx, &new.id, Log::Project, &new.id, None).await?;
         let task = self.inner.queue.insert_owned(&mut tx, CREATE_TASK, &new.id).await?;
         tx.commit().await?;
@@ -122,30 +177,47 @@ impl Projects {
 
     async fn carry_out(
         &self,
-        caller: &Key,
+        caller: Option<&Key>,
         new: &NewProject,
         task: &Claimed,
         answer: &Answer<Project>,
     ) -> Result<Project> {
         let inner = &self.inner;
         let branch = self.make_repository(new).await?;
-        let Credential { token, kept } = inner.forge.reader(&new.id).await?;
-        if let Some(hash) = kept.hash() {
-            store::projects::set_read_token(&mut inner.db.conn().await?, &new.id, hash).await?;
-        }
-        inner.workspaces.provision(&new.id, &branch, &inner.site.local, token.expose()).await?;
-        let paths = inner.workspaces.runtime().paths(&new.id);
+        let placed = self.place(&new.id, &branch).await?;
         let now = inner.clock.now();
         let mut tx = inner.db.begin().await?;
         inner.queue.finish(&mut tx, task).await?;
-        let (pod, workspace, address) = (&paths.pod_name, &paths.workspace, &inner.site.local);
-        let project = store::projects::mark_running(&mut tx, &new.id, &branch, pod, workspace, address, now).await?;
+        let project = store::projects::mark_placed(&mut tx, &new.id, &branch, &placed, now).await?;
         let project = project.ok_or_else(crate::queue::stale)?;
         answer.keep(&mut tx, &project).await?;
-        let unshown = self.activity(&mut tx, &new.id, "project.created", &new.id, Some(caller)).await?;
+        let unshown = self.activity(&mut tx, &new.id, "project.created", &new.id, caller).await?;
         tx.commit().await?;
         inner.streams.show(unshown);
         Ok(project)
+    }
+
+    /// Makes the place where that is ours to do; elsewhere the project waits for one, or finds it.
+    async fn place(&self, id: &str, branch: &str) -> Result<Placed> {
+        let inner = &self.inner;
+        let runtime = inner.workspaces.runtime();
+        if let Some(seen) = runtime.seen() {
+            let sight = seen.borrow().projects.get(id).and_then(|sight| sight.pod.clone());
+            let workspace = runtime.paths(id).workspace;
+            return Ok(found::placed(sight.as_ref(), workspace));
+        }
+        let Credential { token, kept } = inner.forge.reader(id).await?;
+        if let Some(hash) = kept.hash() {
+            store::projects::set_read_token(&mut inner.db.conn().await?, id, hash).await?;
+        }
+        inner.workspaces.provision(id, branch, &inner.site.local, token.expose()).await?;
+        let paths = runtime.paths(id);
+        Ok(Placed {
+            status: ProjectStatus::Running,
+            pod: paths.pod_name,
+            workspace: paths.workspace,
+            address: inner.site.local.clone(),
+        })
     }
 
     /// On a host that is shared with others, what was there before is neither taken nor removed.
@@ -201,7 +273,7 @@ impl Projects {
         let id = &task.subject;
         let found = self.find(id).await?;
         // A commit whose answer was lost has finished the task already.
-        if found.is_some_and(|project| project.status == ProjectStatus::Running) {
+        if found.is_some_and(|project| project.status != ProjectStatus::Pending) {
             return Ok(());
         }
         self.inner.workspaces.remove(id).await?;
@@ -209,6 +281,7 @@ impl Projects {
         let mut tx = self.inner.db.begin().await?;
         self.inner.queue.finish(&mut tx, task).await?;
         store::projects::delete(&mut tx, id).await?;
+        store::discovered::delete(&mut tx, id).await?;
         Ok(tx.commit().await?)
     }
 
@@ -232,9 +305,20 @@ impl Projects {
             let free: Vec<&str> = before.filter(|pattern| !now.contains(pattern)).collect();
             self.inner.forge.protect(&project.id, &now, &free).await?;
         }
-        let mut conn = self.inner.db.conn().await?;
-        let updated = store::projects::update(&mut conn, &project.id, settings, self.inner.clock.now()).await?;
-        updated.ok_or_else(|| Error::not_found("project not found"))
+        let now = self.inner.clock.now();
+        if !self.finds_projects() {
+            let mut conn = self.inner.db.conn().await?;
+            let updated = store::projects::update(&mut conn, &project.id, settings, now).await?;
+            return updated.ok_or_else(|| Error::not_found("project not found"));
+        }
+        let mut tx = self.inner.db.begin().await?;
+        let updated = store::projects::update(&mut tx, &project.id, settings, now).await?;
+        let updated = updated.ok_or_else(|| Error::not_found("project not found"))?;
+        let mut memory = store::discovered::find(&mut tx, &project.id).await?;
+        memory.set_by_hand(settings);
+        store::discovered::put(&mut tx, &project.id, &memory).await?;
+        tx.commit().await?;
+        Ok(updated)
     }
 
     /// What carries the project's label on a cluster; nothing with the local runtime.
@@ -253,7 +337,7 @@ impl Projects {
         store::processes::set_address(&mut conn, self.inner.queue.process(), now).await?;
         let stranded = store::projects::stranded(&mut conn, now).await?;
         drop(conn);
-        for project in stranded {
+        for project in stranded.into_iter().filter(|project| !project.address.is_empty()) {
             match self.inner.workspaces.readdress(&project.id, &project.address, now).await {
                 Ok(()) => store::projects::set_address(&mut self.inner.db.conn().await?, &project.id, now).await?,
                 Err(error) => tracing::warn!(%error, project.id, "a workspace was not told this server's address"),
@@ -286,6 +370,8 @@ impl Projects {
         record_activity(tx, &self.inner.streams, project, &data).await
     }
 }
+
+pub(super) use crate::runtime::not_running;
 
 /// Appends to a project's activity in the caller's transaction.
 ///
@@ -335,8 +421,4 @@ fn import_failed(id: &str, error: ImportError) -> Error {
         }
         ImportError::Git(error) => not_made(id, error),
     }
-}
-
-pub(super) fn not_running() -> Error {
-    Error::invalid("project pod is not running").reason("PROJECT_NOT_RUNNING")
 }

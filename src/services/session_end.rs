@@ -127,10 +127,17 @@ impl Sessions {
             self.refuse_dirty(session, &worktree, task).await?;
         }
         inner.commands.end_all(&session.project_id, Some(session.id), EndAsked::SessionEnded).await?;
-        if plan.on_dirty != OnDirty::Discard && session.rescue.is_none() {
-            self.rescue(session, &worktree, task).await?;
+        // What was in a place that is gone is gone with it.
+        if plan.reason != EndReason::PodLost {
+            if plan.on_dirty != OnDirty::Discard && session.rescue.is_none() {
+                self.rescue(session, &worktree, task).await?;
+            }
+            match inner.workspaces.remove_worktree(&worktree).await {
+                // It went with its place.
+                Err(error) if error.details().get("reason").is_some_and(|why| why == "PROJECT_NOT_RUNNING") => {}
+                outcome => outcome?,
+            }
         }
-        inner.workspaces.remove_worktree(&worktree).await?;
         self.close(session, plan, task, answer).await
     }
 

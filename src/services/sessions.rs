@@ -11,9 +11,9 @@ use uuid::Uuid;
 
 use super::{
     checkouts::{Checkouts, NewCheckout, Opened, Prepared},
-    commands::Commands,
+    commands::{Commands, git_missing},
     previews::Previews,
-    projects::{Site, not_running, record_activity, stamp},
+    projects::{Projects, Site, not_running, record_activity, stamp},
     receipts::Answer,
     workspaces::{Workspaces, Worktree},
 };
@@ -24,11 +24,12 @@ use crate::{
         clock::{Clock, later},
         key::Key,
         project::{Project, ProjectStatus},
-        session::{Session, SessionStatus},
+        review::Wish,
+        session::{EndPlan, EndReason, OnDirty, Session, SessionStatus},
     },
     error::{Error, Kind, Result},
     forge::Credential,
-    queue::{Claimed, Queue},
+    queue::{Claimed, NewTask, Queue},
     store::{self, streams::Kind as Log},
     streams::{Streams, Unshown},
 };
@@ -72,6 +73,7 @@ pub struct Parts {
     pub streams: Streams,
     pub checkouts: Checkouts,
     pub commands: Commands,
+    pub projects: Projects,
     pub workspaces: Workspaces,
     pub site: Site,
     pub previews: Previews,
@@ -132,6 +134,9 @@ impl Sessions {
         }
         let begun = Box::pin(async {
             let prepared = self.inner.checkouts.prepare(project, &new.checkout.wanted).await?;
+            if !self.inner.projects.make_ready(project).await? {
+                return Err(git_missing());
+            }
             Ok((self.insert_somehow(caller, project, &prepared, &new).await?, prepared))
         });
         let ((session, checkout, task), prepared) = match begun.await {
@@ -302,10 +307,31 @@ impl Sessions {
         Ok(())
     }
 
+    /// Their place is gone: the active ones of the project begin to end, in the caller's transaction. Answers how many;
+    /// wake the queue after the commit.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn lose(&self, tx: &mut Conn, project: &str) -> Result<usize> {
+        let plan =
+            EndPlan { reason: EndReason::PodLost, on_dirty: OnDirty::Discard, by: None, review: Wish::default() };
+        let mut lost = 0;
+        for session in store::sessions::alive(tx, Some(project)).await? {
+            if store::sessions::begin_end(tx, session.id, &plan).await? {
+                self.inner.queue.insert(tx, &NewTask::work(END_TASK, &session.id.to_string())).await?;
+                lost += 1;
+            }
+        }
+        Ok(lost)
+    }
+
     /// Whether this process listens there, or another one of this machine.
     async fn is_own_port(&self, port: u16) -> Result<bool> {
-        if self.inner.own_ports.contains(&port) || !self.inner.workspaces.runtime().shares_ports() {
-            return Ok(self.inner.own_ports.contains(&port));
+        if !self.inner.workspaces.runtime().shares_ports() {
+            return Ok(false);
+        }
+        if self.inner.own_ports.contains(&port) {
+            return Ok(true);
         }
         Ok(store::processes::one_listens_on(&mut self.inner.db.conn().await?, i32::from(port)).await?)
     }

@@ -64,6 +64,45 @@ git config "credential.$4.helper" ""
 git config --add "credential.$4.helper" "$(helper workspace)"
 "#;
 
+/// As [`CLONE`], into a folder that stays what it is: what is in it is never removed, and another repository there is
+/// an error.
+const ADOPT: &str = r#"
+umask 077
+mkdir -p "$HOME/.rdev/sessions"
+cat > "$HOME/.rdev/workspace"
+umask 022
+git config --global --get-all safe.directory >/dev/null 2>&1 || git config --global safe.directory '*'
+cd "$3"
+git init --quiet .
+before=$(git config --get rdev.base || true)
+origin=$(git remote get-url origin 2>/dev/null || true)
+case "$origin" in
+"") git remote add origin "$1" ;;
+"$1") ;;
+"$before"/*) git remote set-url origin "$1" ;;
+*) echo "$3 holds another repository: $origin" >&2; exit 1 ;;
+esac
+git config rdev.base "$4"
+git config extensions.worktreeConfig true
+git config user.name rdev
+git config user.email rdev@localhost
+test -z "$before" || git config --remove-section "credential.$before" 2>/dev/null || true
+git config --remove-section "credential.$4" 2>/dev/null || true
+git config "credential.$4.helper" ""
+git config --add "credential.$4.helper" "$(helper workspace)"
+grep -qx '/\.rdev/' .git/info/exclude 2>/dev/null || { mkdir -p .git/info; echo '/.rdev/' >> .git/info/exclude; }
+with_credential "$4" workspace fetch --quiet origin
+git rev-parse --verify --quiet HEAD >/dev/null || git checkout --quiet -B "$2" --track "origin/$2"
+"#;
+
+/// $1 workspace, $2 URL: the SHA-256 of the credential, where all is as [`ADOPT`] leaves it.
+const LOOK: &str = r#"
+cd "$1" 2>/dev/null || exit 0
+test -d .git && test "$(git remote get-url origin 2>/dev/null)" = "$2" || exit 0
+git rev-parse --verify --quiet HEAD >/dev/null || exit 0
+sha256sum < "$HOME/.rdev/workspace" 2>/dev/null | cut -c 1-64
+"#;
+
 /// $1 URL, $2 workspace, $3 base before, $4 base now.
 const READDRESS: &str = r#"
 cd "$2"
@@ -109,11 +148,23 @@ impl Workspaces {
     /// Those of git, as an internal error; what was made is left for [`Workspaces::remove`].
     pub async fn provision(&self, project: &str, branch: &str, base: &str, token: &str) -> Result<()> {
         self.runtime.prepare(project).await?;
-        let workspace = self.runtime.paths(project).workspace;
+        let paths = self.runtime.paths(project);
         let url = self.clone_url(base, project);
-        let output =
-            self.script(project, CLONE, &[&url, branch, &workspace, base], token.as_bytes(), CLONE_LIMIT).await?;
+        let script = if paths.fixed { ADOPT } else { CLONE };
+        let words = [&url, branch, &paths.workspace, base];
+        let output = self.script(project, script, &words, token.as_bytes(), CLONE_LIMIT).await?;
         done("the workspace could not be cloned", &output)
+    }
+
+    /// The SHA-256, in hexadecimal digits, of the credential that a whole workspace reads with.
+    ///
+    /// # Errors
+    /// Those of the place.
+    pub async fn look(&self, project: &str, base: &str) -> Result<Option<String>> {
+        let workspace = self.runtime.paths(project).workspace;
+        let output = self.script(project, LOOK, &[&workspace, &self.clone_url(base, project)], &[], STEP_LIMIT).await?;
+        done("the workspace could not be looked at", &output)?;
+        Ok(Some(output.stdout.trim().to_owned()).filter(|hash| !hash.is_empty()))
     }
 
     /// # Errors

@@ -95,11 +95,12 @@ pub async fn running_streams(c: &mut Conn) -> Result<Vec<i64>, DbError> {
     c.scalars(query_scalar("select stream from command where status = 'running'")).await
 }
 
-/// Asks for the end of a running command; the first reason stands. Answers the reason in force.
-pub async fn ask_end(c: &mut Conn, stream: i64, reason: &str) -> Result<Option<String>, DbError> {
-    let sql =
-        "update command set cancel = coalesce(cancel, $2) where stream = $1 and status = 'running' returning cancel";
-    c.scalar_optional(query_scalar(sql).bind(stream).bind(reason)).await
+/// Asks for the end of a running command; the first reason stands. Answers the reason in force, and where it runs.
+pub async fn ask_end(c: &mut Conn, stream: i64, reason: &str) -> Result<Option<(String, Option<String>)>, DbError> {
+    let sql = "update command set cancel = coalesce(cancel, $2)
+               where stream = $1 and status = 'running'
+               returning cancel, launch->>'place'";
+    c.optional(query_as(sql).bind(stream).bind(reason)).await
 }
 
 /// Ends of running commands that were asked for, of those whose streams are given.

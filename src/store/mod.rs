@@ -4,6 +4,7 @@
 pub mod checkouts;
 pub mod commands;
 pub mod deliveries;
+pub mod discovered;
 pub mod idempotency;
 pub mod jobs;
 pub mod keys;

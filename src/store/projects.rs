@@ -5,19 +5,20 @@ use sqlx::{query, query_as, query_scalar, types::Json};
 
 use crate::{
     database::{Conn, DbError},
-    domain::project::{Project, ProjectSettings, ProjectStatus},
+    domain::project::{Placed, Project, ProjectSettings, ProjectStatus},
 };
 
 pub async fn insert(
     c: &mut Conn,
     id: &str,
+    source: &str,
     settings: &ProjectSettings,
     now: DateTime<Utc>,
 ) -> Result<Project, DbError> {
     let sql = "insert into project (id, name, description, status, labels, allow_scripts, protected_branches,
-                                    preview_port, review_command, agent_command, created_at, updated_at)
+                                    preview_port, review_command, agent_command, created_at, updated_at, source)
                values ($1, coalesce($2, $1), coalesce($3, ''), 'pending', coalesce($4, '{}'::jsonb), coalesce($5, true),
-                       coalesce($6, '{}'::text[]), $7, $8, $9, $10, $10)
+                       coalesce($6, '{}'::text[]), $7, $8, $9, $10, $10, $11)
                returning *";
     let query = query_as(sql)
         .bind(id)
@@ -29,7 +30,8 @@ pub async fn insert(
         .bind(settings.preview_port)
         .bind(&settings.review_command)
         .bind(&settings.agent_command)
-        .bind(now);
+        .bind(now)
+        .bind(source);
     c.one(query).await
 }
 
@@ -99,21 +101,27 @@ pub async fn update(
     c.optional(query).await
 }
 
-/// The place is there: the project runs.
-pub async fn mark_running(
+/// Its repository is there, and its place is what it is.
+pub async fn mark_placed(
     c: &mut Conn,
     id: &str,
     default_branch: &str,
-    pod: &str,
-    workspace: &str,
-    address: &str,
+    placed: &Placed,
     now: DateTime<Utc>,
 ) -> Result<Option<Project>, DbError> {
     let sql = "update project
-               set status = 'running', default_branch = $2, pod_name = $3, workspace = $4, address = $5, updated_at = $6
+               set status = $2, default_branch = $3, pod_name = $4, workspace = $5, address = $6, updated_at = $7
                where id = $1
                returning *";
-    c.optional(query_as(sql).bind(id).bind(default_branch).bind(pod).bind(workspace).bind(address).bind(now)).await
+    let query = query_as(sql)
+        .bind(id)
+        .bind(placed.status)
+        .bind(default_branch)
+        .bind(&placed.pod)
+        .bind(&placed.workspace)
+        .bind(&placed.address)
+        .bind(now);
+    c.optional(query).await
 }
 
 pub async fn set_status(c: &mut Conn, id: &str, status: ProjectStatus, now: DateTime<Utc>) -> Result<bool, DbError> {
@@ -129,6 +137,12 @@ pub async fn set_read_token(c: &mut Conn, id: &str, hash: &[u8]) -> Result<(), D
     c.execute(query("update project set read_token_hash = $2 where id = $1").bind(id).bind(hash)).await.map(drop)
 }
 
+/// Says whether it did: not where another one than `before` is known by now.
+pub async fn replace_read_token(c: &mut Conn, id: &str, before: Option<&[u8]>, hash: &[u8]) -> Result<bool, DbError> {
+    let sql = "update project set read_token_hash = $3 where id = $1 and read_token_hash is not distinct from $2";
+    c.execute(query(sql).bind(id).bind(before).bind(hash)).await.map(|n| n == 1)
+}
+
 /// Whether its repository is, or may be, one that was made for it.
 pub async fn mark_repository(c: &mut Conn, id: &str, made: bool) -> Result<(), DbError> {
     c.execute(query("update project set made_repository = $2 where id = $1").bind(id).bind(made)).await.map(drop)
@@ -138,6 +152,12 @@ pub async fn mark_repository(c: &mut Conn, id: &str, made: bool) -> Result<(), D
 pub async fn made_repository(c: &mut Conn, id: &str) -> Result<bool, DbError> {
     let sql = "select exists (select from project where id = $1 and made_repository)";
     c.scalar(query_scalar(sql).bind(id)).await
+}
+
+/// The hash of the credential that the workspace reads with.
+pub async fn read_token(c: &mut Conn, id: &str) -> Result<Option<Vec<u8>>, DbError> {
+    let found = c.scalar_optional(query_scalar("select read_token_hash from project where id = $1").bind(id)).await?;
+    Ok(found.flatten())
 }
 
 /// The project whose workspace reads with this credential.

@@ -19,6 +19,14 @@ pub async fn insert(c: &mut Conn, task: &NewTask) -> Result<i64, DbError> {
     c.scalar(query.bind(task.kind).bind(&task.subject)).await
 }
 
+/// Whether the subject has a task of one of these kinds.
+pub async fn one_exists(c: &mut Conn, kinds: &[&str], subject: &str) -> Result<bool, DbError> {
+    let sql = "select exists (select from task where kind = any($1) and subject = $2
+                              union all
+                              select from task_later where kind = any($1) and subject = $2)";
+    c.scalar(query_scalar(sql).bind(kinds).bind(subject)).await
+}
+
 /// As [`insert`], unless the subject has such a task, which then is ready now.
 pub async fn insert_once(c: &mut Conn, task: &NewTask) -> Result<(), DbError> {
     c.execute(query("delete from task_later where kind = $1 and subject = $2").bind(task.kind).bind(&task.subject))

@@ -25,6 +25,7 @@ mod http;
 mod idempotency;
 mod jobs;
 mod keys;
+mod kube;
 mod limits;
 mod ops;
 mod pitfalls;

@@ -19,7 +19,7 @@ use tokio::{
 
 use super::{
     body::{Progress, Upload},
-    pool::{Lent, Pool, bad_answer},
+    pool::{Lent, Pool, bad_answer, no_answer},
 };
 use crate::{
     error::{Error, Result},
@@ -56,7 +56,7 @@ pub async fn ask(
         let again = again.clone().map(|parts| Request::from_parts(parts, Upload::new(Body::empty()).0));
         request = match unsent.or(again).filter(|_| lent.was_idle) {
             Some(request) => request,
-            None => return Err(bad_answer(failed.error())),
+            None => return Err(no_answer(failed.error())),
         };
         lent = pool.connect(previews, guest).await?;
     }

@@ -141,6 +141,16 @@ impl Lent {
     }
 }
 
+/// Nothing listened after all, or what came is no answer.
+pub fn no_answer(cause: &(dyn std::error::Error + 'static)) -> Error {
+    let mut causes = std::iter::successors(Some(cause), |error| error.source());
+    let is_refused = |error: &std::io::Error| error.kind() == std::io::ErrorKind::ConnectionRefused;
+    if causes.any(|error| error.downcast_ref().is_some_and(is_refused)) {
+        return not_ready("nothing listens there");
+    }
+    bad_answer(&cause)
+}
+
 /// What came is no answer.
 pub fn bad_answer(cause: &dyn std::fmt::Display) -> Error {
     Error::new(Kind::BadGateway, "PREVIEW_BAD_ANSWER", "the program behind this preview gave no valid answer")

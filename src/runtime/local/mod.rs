@@ -38,7 +38,7 @@ use self::{
     spec::{Kind, Program, Reason, Sandbox, Spec},
     watch::Watch,
 };
-use super::{Follow, Handle, Isolation, LocalOptions, Paths, Run, RunOutput, Runtime, Wire};
+use super::{Follow, Handle, Isolation, LocalOptions, Paths, Run, RunOutput, Runtime, Seen, Wire};
 use crate::{
     config::SandboxChoice,
     domain::command::{EndAsked, Launch},
@@ -210,6 +210,23 @@ impl Inner {
 }
 
 impl Runtime for Local {
+    fn name(&self) -> &'static str {
+        "local"
+    }
+
+    fn place(&self, _: &str) -> Result<Option<String>> {
+        Ok(None)
+    }
+
+    fn seen(&self) -> Option<tokio::sync::watch::Receiver<Arc<Seen>>> {
+        None
+    }
+
+    /// The server itself needs it.
+    fn has_git<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<bool>> {
+        std::future::ready(Ok(true)).boxed()
+    }
+
     fn isolation(&self) -> Isolation {
         let kind = match self.inner.detected.kind {
             Kind::Bwrap => "bwrap",
@@ -227,6 +244,7 @@ impl Runtime for Local {
             workspace: text(workspace.join("main")),
             sessions: text(workspace.join("sessions")),
             home: text(self.inner.home(project)),
+            fixed: false,
         }
     }
 
@@ -291,12 +309,13 @@ impl Runtime for Local {
         .boxed()
     }
 
-    fn leads_outside(&self, root: &str, below: &str) -> bool {
+    fn leads_outside<'a>(&'a self, _: &'a str, root: &'a str, below: &'a str) -> BoxFuture<'a, Result<bool>> {
         let real = |path: &Path| path.canonicalize().ok();
-        match (real(Path::new(root)), real(&Path::new(root).join(below))) {
+        let outside = match (real(Path::new(root)), real(&Path::new(root).join(below))) {
             (Some(root), Some(path)) => !path.starts_with(root),
             _ => false,
-        }
+        };
+        std::future::ready(Ok(outside)).boxed()
     }
 
     fn kept(&self) -> BoxFuture<'_, Result<Vec<i64>>> {

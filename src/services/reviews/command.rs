@@ -77,6 +77,7 @@ impl Reviewing {
         if let Err(error) = check_program(&program) {
             return Ok(Err(could_not(&error)));
         }
+        parts.projects.make_ready(&project).await?;
         if !parts.queue.is_sure() {
             return Err(stale());
         }

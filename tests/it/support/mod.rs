@@ -13,6 +13,7 @@ pub mod counter;
 mod database;
 pub mod git;
 pub mod gitea;
+mod kube;
 mod proxy;
 pub mod raw;
 pub mod server;
@@ -28,6 +29,7 @@ pub use self::{
     database::TestDb,
     git::Clone as GitClone,
     gitea::{Fault, Gitea},
+    kube::FakeCluster,
     proxy::Proxy,
     server::Server,
     sink::{Answer, Gate, Sink},
