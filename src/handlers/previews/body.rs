@@ -104,6 +104,8 @@ pub struct Download {
     over: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     /// The stop of the server, for what has no end of its own.
     stop: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    /// Why it is not whole; told after what came before it has gone out.
+    failed: Option<hyper::Error>,
     is_cut: bool,
 }
 
@@ -111,7 +113,7 @@ impl Download {
     /// `stop` is for streams of events: others are finished by an orderly stop.
     pub fn new(body: Incoming, lent: Lent, guest: Guest, stop: Option<CancellationToken>) -> Self {
         let stop = stop.map(|stop| Box::pin(stop.cancelled_owned()));
-        let mut download = Self { body, lent: Some(lent), guest, over: None, stop, is_cut: false };
+        let mut download = Self { body, lent: Some(lent), guest, over: None, stop, failed: None, is_cut: false };
         if download.body.is_end_stream() {
             download.give_back();
         }
@@ -158,6 +160,12 @@ impl http_body::Body for Download {
         if self.guest.over().is_cancelled() {
             return self.cut();
         }
+        if let Some(error) = self.failed.take() {
+            return Poll::Ready(Some(Err(io::Error::other(error))));
+        }
+        if let Some(lent) = &mut self.lent {
+            lent.poll_work(cx);
+        }
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Pending => self.poll_end(cx),
             Poll::Ready(Some(Ok(frame))) => {
@@ -172,7 +180,9 @@ impl http_body::Body for Download {
             }
             Poll::Ready(Some(Err(error))) => {
                 self.lent = None;
-                Poll::Ready(Some(Err(io::Error::other(error))))
+                self.failed = Some(error);
+                cx.waker().wake_by_ref();
+                Poll::Pending
             }
         }
     }

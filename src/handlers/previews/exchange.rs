@@ -46,8 +46,7 @@ pub async fn ask(
     let mut request = Request::from_parts(parts, upload);
     let flood = hints_of(&mut request);
     loop {
-        lent.carries(progress.clone());
-        let sent = lent.sender.try_send_request(request);
+        let sent = lent.send(request, progress.clone());
         let mut failed = match within(guest, &progress, &flood, sent).await? {
             Ok(response) => return Ok((response, lent)),
             Err(failed) => failed,

@@ -7,6 +7,7 @@ mod body;
 mod cookies;
 mod exchange;
 mod inward;
+mod link;
 mod links;
 mod onward;
 mod origin;
@@ -204,13 +205,14 @@ impl Service {
         parts.version = Version::HTTP_11;
         parts.extensions.clear();
         let request = Request::from_parts(parts, body);
-        let (response, lent) = match exchange::ask(&self.pool, &self.previews, &guest, request).await {
+        let (response, mut lent) = match exchange::ask(&self.pool, &self.previews, &guest, request).await {
             Ok(answered) => answered,
             Err(error) => return Err(self.previews.why(&guest, error).await),
         };
         self.previews.seen(&guest).await;
         let (mut head, body) = response.into_parts();
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
+            lent.let_go();
             return self.leave_http(asked, guest, head, leaving);
         }
         inward::rewrite(&mut head, asked, guest.port(), false);

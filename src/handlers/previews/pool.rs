@@ -4,16 +4,21 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
+    task::Context,
     time::Duration,
 };
 
-use hyper::client::conn::http1::{self, SendRequest};
+use http::Request;
+use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
-use super::body::{Progress, Upload};
+use super::{
+    body::{Progress, Upload},
+    link::{Answer, Link},
+};
 use crate::{
     error::{Error, Kind, Result},
     services::previews::{Guest, Previews, not_ready},
@@ -37,17 +42,19 @@ pub struct Pool {
 }
 
 struct Idle {
-    sender: SendRequest<Upload>,
+    link: Link,
     since: Instant,
+    over: CancellationToken,
 }
 
 /// A connection in use. Dropped, it is closed.
 pub struct Lent {
-    pub sender: SendRequest<Upload>,
+    link: Link,
     /// It has carried a request before, and may have been closed since.
     pub was_idle: bool,
     pool: Pool,
     session: Uuid,
+    over: CancellationToken,
     progress: Option<Progress>,
 }
 
@@ -61,12 +68,9 @@ impl Pool {
     /// # Errors
     /// `PREVIEW_NOT_READY` where nothing listens.
     pub async fn borrow(&self, previews: &Previews, guest: &Guest) -> Result<Lent> {
-        while let Some(mut idle) = self.take(guest.session()) {
-            if idle.sender.is_ready() {
-                return Ok(self.lend(guest, idle.sender, true));
-            }
-            if let Ok(Ok(())) = tokio::time::timeout(TURN, idle.sender.ready()).await {
-                return Ok(self.lend(guest, idle.sender, true));
+        while let Some(mut link) = self.take(guest.session()) {
+            if link.is_ready() || matches!(tokio::time::timeout(TURN, link.ready()).await, Ok(true)) {
+                return Ok(self.lend(guest, link, true));
             }
         }
         self.connect(previews, guest).await
@@ -79,28 +83,21 @@ impl Pool {
         let mut builder = http1::Builder::new();
         builder.max_header_size(HEADER_MAX).max_buf_size(BUFFER);
         let (sender, connection) = builder.handshake(TokioIo::new(wire)).await.map_err(|error| bad_answer(&error))?;
-        let connection = connection.with_upgrades();
+        Ok(self.lend(guest, Link::new(sender, Box::pin(connection.with_upgrades())), false))
+    }
+
+    fn lend(&self, guest: &Guest, link: Link, was_idle: bool) -> Lent {
         let over = guest.session_over().clone();
-        self.tasks.spawn(async move {
-            tokio::select! {
-                _ended = connection => {}
-                () = over.cancelled() => {}
-            }
-        });
-        Ok(self.lend(guest, sender, false))
+        Lent { link, was_idle, pool: self.clone(), session: guest.session(), over, progress: None }
     }
 
-    fn lend(&self, guest: &Guest, sender: SendRequest<Upload>, was_idle: bool) -> Lent {
-        Lent { sender, was_idle, pool: self.clone(), session: guest.session(), progress: None }
-    }
-
-    fn take(&self, session: Uuid) -> Option<Idle> {
+    fn take(&self, session: Uuid) -> Option<Link> {
         let mut all = self.lock();
         let idle = all.get_mut(&session)?;
         loop {
-            let last = idle.pop()?;
-            if !last.sender.is_closed() && last.since.elapsed() < IDLE {
-                return Some(last);
+            let mut last = idle.pop()?;
+            if last.is_alive() {
+                return Some(last.link);
             }
         }
     }
@@ -108,7 +105,7 @@ impl Pool {
     /// Closes what was idle for too long; a program that serves one connection at a time waits for it.
     pub fn sweep(&self) {
         self.lock().retain(|_, idle| {
-            idle.retain(|one| !one.sender.is_closed() && one.since.elapsed() < IDLE);
+            idle.retain_mut(Idle::is_alive);
             !idle.is_empty()
         });
     }
@@ -122,21 +119,44 @@ impl Pool {
     }
 }
 
+impl Idle {
+    fn is_alive(&mut self) -> bool {
+        self.since.elapsed() < IDLE && !self.over.is_cancelled() && !self.link.is_closed()
+    }
+}
+
 impl Lent {
-    /// What it carries now.
-    pub fn carries(&mut self, progress: Progress) {
+    /// Sends a request, and waits for the head of its answer.
+    pub async fn send(&mut self, request: Request<Upload>, progress: Progress) -> Answer {
+        if !progress.is_done() {
+            self.let_go();
+        }
         self.progress = Some(progress);
+        self.link.send(request).await
+    }
+
+    /// From here on a task of its own does the connection's work: what goes up does not wait for what comes down.
+    pub fn let_go(&mut self) {
+        if let Some(work) = self.link.let_go() {
+            let over = self.over.clone();
+            self.pool.tasks.spawn(async move { over.run_until_cancelled(work).await });
+        }
+    }
+
+    /// Does what there is to do for the connection now.
+    pub fn poll_work(&mut self, cx: &mut Context<'_>) {
+        self.link.poll_work(cx);
     }
 
     /// The answer was read whole. With a request that was not, it is of no use any more.
-    pub fn give_back(self) {
-        if self.sender.is_closed() || !self.progress.is_some_and(|progress| progress.is_done()) {
+    pub fn give_back(mut self) {
+        if self.link.is_closed() || !self.progress.is_some_and(|progress| progress.is_done()) {
             return;
         }
         let mut all = self.pool.lock();
         let idle = all.entry(self.session).or_default();
         if idle.len() < IDLE_MAX {
-            idle.push(Idle { sender: self.sender, since: Instant::now() });
+            idle.push(Idle { link: self.link, since: Instant::now(), over: self.over });
         }
     }
 }
