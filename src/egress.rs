@@ -20,7 +20,7 @@ use bytes::{Bytes, BytesMut};
 use futures::FutureExt as _;
 use http::{HeaderMap, Method, header};
 use ipnet::IpNet;
-use reqwest::{Certificate, Client, Request, Response, redirect};
+use reqwest::{Certificate, Client, Request, Response};
 use tokio::time::{self, Sleep};
 
 use self::{
@@ -28,6 +28,7 @@ use self::{
     names::{Lookup, NameError, Names, system_lookup},
 };
 pub use crate::domain::egress::{Refused, Target};
+use crate::outward::client::{self, Trust};
 
 /// Of an answer that is only looked at.
 pub const ANSWER_MAX: usize = 16 * 1024;
@@ -36,9 +37,6 @@ pub const ANSWER_MAX: usize = 16 * 1024;
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long whoever hands in a URL waits for its name.
 const DOOR: Duration = Duration::from_secs(3);
-/// Not much longer than the next change of the same job takes: any number of hosts may be
-/// called in this time, and each keeps its connections.
-const IDLE: Duration = Duration::from_secs(15);
 const IDLE_AT_ONCE: usize = 64;
 /// So that an answer over HTTP/2 that nobody reads does not pile up here.
 const HTTP2_WINDOW: u32 = 64 * 1024;
@@ -166,33 +164,17 @@ impl Egress {
 
 /// Believes the certificates of `roots`, or of the system's; true where there are any.
 fn client(names: &Names, roots: Option<Vec<Certificate>>) -> Result<(Client, bool), String> {
-    // Without one the builder would panic.
-    if rustls::crypto::CryptoProvider::get_default().is_none() {
-        return Err("no rustls provider is installed".to_owned());
-    }
-    let builder = || {
-        Client::builder()
-            .user_agent(concat!("rdev/", env!("CARGO_PKG_VERSION")))
-            .redirect(redirect::Policy::none())
-            .no_proxy()
-            .referer(false)
+    let is_given = roots.is_some();
+    let (client, trusts) = client::build(CONNECT, roots.map_or(Trust::System, Trust::Only), |plain| {
+        plain
             .dns_resolver(names.clone())
-            .connect_timeout(CONNECT)
-            .pool_idle_timeout(IDLE)
             .pool_max_idle_per_host(IDLE_AT_ONCE)
             .http2_initial_stream_window_size(HTTP2_WINDOW)
-    };
-    let only = |roots| builder().tls_certs_only(roots).build().map_err(|error| format!("no HTTP client: {error}"));
-    if let Some(roots) = roots {
-        let trusts = !roots.is_empty();
-        return Ok((only(roots)?, trusts));
+    })?;
+    if !trusts && !is_given {
+        tracing::warn!("there are no CA certificates on this machine: calls to https URLs will fail");
     }
-    if let Ok(client) = builder().build() {
-        return Ok((client, true));
-    }
-    let client = only(Vec::new())?;
-    tracing::warn!("there are no CA certificates on this machine: calls to https URLs will fail");
-    Ok((client, false))
+    Ok((client, trusts))
 }
 
 fn request(call: Call) -> Result<Request, Refused> {

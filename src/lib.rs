@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! main -> cli -> app -> router -> handlers --+
-//!                  \-> workers -------------+-> services -> queue, streams, store, runtime, forge -> domain, error
+//!                  \-> workers -------------+-> services -> queue, streams, store, runtime, forge, ci -> domain, error
 //! ```
 //!
 //! * `cli` is the command line, `app` wires everything once, `router` mounts the handlers.
@@ -17,8 +17,10 @@
 //! * `queue` is the durable core: processes, leases, fences, tasks. It does not know what tasks mean.
 //! * `streams` are numbered logs and the hub that shows them.
 //! * `store` is SQL and nothing else; `database` the pool, external or embedded.
-//! * `runtime` is where commands run (this machine, or pods of a cluster), `forge` the git host, `models` the upstreams that models run on.
-//! * `egress` is the one HTTP client that may call an address a user gave.
+//! * `runtime` is where commands run (this machine, or pods of a cluster), `forge` the git host, `ci` the CI server,
+//!   `models` the upstreams that models run on.
+//! * `egress` is the one HTTP client that may call an address a user gave; `outward` what all calls to
+//!   other servers share: the client's making, and a breaker each.
 //! * `domain` is plain types and pure decisions; `error` one error in the domain's words.
 //!
 //! ## Invariants, worded as absences
@@ -35,6 +37,7 @@
 #![forbid(unsafe_code)]
 
 pub mod app;
+pub mod ci;
 pub mod cli;
 pub mod config;
 pub mod data_dir;
@@ -46,6 +49,7 @@ pub mod forge;
 pub mod handlers;
 pub mod metrics;
 pub mod models;
+pub mod outward;
 pub mod queue;
 pub mod router;
 pub mod runtime;

@@ -24,11 +24,11 @@ use crate::{
         context::{self, Context},
         git,
         guard::{Door, client_address},
-        jobs, ops, page, pool, previews, projects, reviews,
+        jobs, ops, page, pipelines, pool, previews, projects, reviews,
         routes::{Document, Routes},
         saga_definitions, sagas, sessions, streams, tickets,
     },
-    services::{chats::Chats, commands::Commands, keys::Keys, pool::Pool, reviews::Reviews},
+    services::{chats::Chats, commands::Commands, keys::Keys, pipelines::Pipelines, pool::Pool, reviews::Reviews},
 };
 
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -48,6 +48,7 @@ pub struct Services {
     pub jobs: jobs::Service,
     pub sagas: sagas::Service,
     pub chats: Chats,
+    pub pipelines: Pipelines,
     pub pool: Pool,
     pub previews: previews::Service,
     pub ops: ops::Service,
@@ -81,6 +82,7 @@ pub fn build(services: Services, trusted_proxies: Vec<ipnet::IpNet>, cors_origin
     mounted = mount(mounted, &mut document, &door, sagas::routes(services.sagas));
     mounted = mount(mounted, &mut document, &door, definitions);
     mounted = mount(mounted, &mut document, &door, chat::routes(services.chats));
+    mounted = mount(mounted, &mut document, &door, pipelines::routes(services.pipelines));
     mounted = mount(mounted, &mut document, &door, pool::routes(services.pool));
     mounted = mount(mounted, &mut document, &door, ops::routes(services.ops));
     let document = document.render();

@@ -18,10 +18,10 @@ const FLOORS: &[&[&str]] = &[
     &["router"],
     &["handlers", "workers"],
     &["services"],
-    &["queue", "streams", "runtime", "forge", "models", "egress"],
+    &["queue", "streams", "runtime", "forge", "ci", "models", "egress"],
     &["store"],
     &["database"],
-    &["config", "data_dir", "metrics", "telemetry"],
+    &["config", "data_dir", "metrics", "telemetry", "outward"],
     &["domain", "error"],
 ];
 
@@ -53,6 +53,7 @@ const SERVICES: &[&str] = &[
     "previews",
     "following",
     "pool",
+    "pipelines",
     "callouts",
     "chats",
     "jobs",
@@ -81,6 +82,8 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
     ("store", &["axum", "http::", "begin()", ".commit()"], "a service opens the transaction and ends it"),
     ("runtime", &["axum", "http::", "sqlx"], "a place where commands run knows neither"),
     ("models", &["axum", "sqlx"], "an upstream knows neither"),
+    ("ci", &["axum", "sqlx"], "a CI server knows neither"),
+    ("outward", &["axum", "sqlx"], "who calls others knows neither"),
     ("egress", &["axum", "sqlx"], "a call to somebody else's server knows neither"),
     (
         "domain",

@@ -12,7 +12,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Why, base_url};
 use crate::{
-    config::{Config, RuntimeChoice},
+    ci::{self, Ci},
+    config::{Config, GitHost, RuntimeChoice},
     data_dir::DataDir,
     database::{Db, news},
     domain::clock::Clock,
@@ -41,6 +42,7 @@ use crate::{
         keys::Keys,
         limits::Limits,
         output::Outputs,
+        pipelines::{self, Pipelines},
         pool::{self, Pool},
         previews::{self, Previews},
         projects::{self, Projects, Site},
@@ -119,6 +121,7 @@ struct Ground {
     egress: Egress,
     callouts: Callouts,
     upstreams: Upstreams,
+    pipelines: Pipelines,
     previews: Previews,
     ticket_secret: [u8; 32],
     background: TaskTracker,
@@ -159,6 +162,7 @@ pub async fn build(given: Ingredients<'_>, background: &TaskTracker) -> Result<B
         upstreams: ground.upstreams.clone(),
         webhooks: rules.webhooks.clone(),
         callouts: ground.callouts.clone(),
+        pipelines: ground.pipelines.clone(),
         metrics: ground.metrics.clone(),
     });
     let tickets = Tickets::new(ground.ticket_secret, ground.clock.clone());
@@ -257,6 +261,7 @@ async fn ground(given: &Ingredients<'_>, background: &TaskTracker) -> Result<Gro
         egress,
         upstreams: Upstreams::new(config.upstreams.clone(), config.workers as usize, clock.clone())
             .map_err(Why::Failed)?,
+        pipelines: pipelines(config, &db, &clock)?,
         db,
         core: given.core.clone(),
         clock,
@@ -264,6 +269,16 @@ async fn ground(given: &Ingredients<'_>, background: &TaskTracker) -> Result<Gro
         outbox,
         place,
     })
+}
+
+fn pipelines(config: &Config, db: &Db, clock: &Clock) -> Result<Pipelines, Why> {
+    let account = config.ci.clone().map(|server| ci::Account { url: server.url, token: server.token });
+    let ci = Ci::open(account, clock.clone()).map_err(Why::Failed)?;
+    let owner = match &config.git_host {
+        GitHost::Gitea { owner, .. } => Some(owner.clone()),
+        GitHost::Embedded => None,
+    };
+    Ok(Pipelines::new(pipelines::Parts { db: db.clone(), ci, owner }))
 }
 
 fn choice(config: &Config, given: &Ingredients<'_>, secret: &[u8; 32]) -> Choice {
@@ -383,6 +398,7 @@ fn rules(
             commands: commands.clone(),
             jobs: jobs.clone(),
             outputs: Outputs::new(db()),
+            pipelines: ground.pipelines.clone(),
             sessions: sessions.clone(),
             min_expires_in: config.min_expires_in,
             tasks: ground.queue.attempts.clone(),
@@ -518,6 +534,7 @@ fn mount(
         jobs: handlers::jobs::Service { jobs: jobs.clone(), watching: watching.clone() },
         sagas: handlers::sagas::Service { sagas: sagas.clone(), watching: watching.clone() },
         chats: Chats::new(ground.upstreams.clone()),
+        pipelines: ground.pipelines.clone(),
         pool: pool.clone(),
         streams: handlers::streams::Service {
             watching,

@@ -47,6 +47,13 @@ pub enum SandboxChoice {
     None,
 }
 
+/// The CI server, and a token of an account there.
+#[derive(Clone, PartialEq, Eq)]
+pub struct CiServer {
+    pub url: Url,
+    pub token: String,
+}
+
 /// Where commands run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RuntimeChoice {
@@ -82,6 +89,7 @@ pub struct Config {
     pub preview_domain: Option<String>,
     pub import_root: Option<PathBuf>,
     pub git_host: GitHost,
+    pub ci: Option<CiServer>,
     pub command_env: Vec<(String, String)>,
     pub cors_origins: Vec<String>,
     pub sandbox: SandboxChoice,
@@ -138,6 +146,7 @@ impl Config {
             preview_domain: s.optional("RDEV_PREVIEW_DOMAIN", "a domain such as preview.example.com", domain_name)?,
             import_root: s.optional("RDEV_IMPORT_ROOT", "a folder that exists", existing_folder)?,
             git_host: git_host(&s)?,
+            ci: ci_server(&s)?,
             command_env: command_env(&s)?,
             cors_origins: s.list(
                 "RDEV_CORS_ORIGINS",
@@ -188,7 +197,6 @@ impl Config {
 /// Settings of parts that are not in this program are parsed all the same: a typo is found at once.
 fn check_later_parts(s: &Source) -> Result<(), String> {
     s.boolean("RDEV_PREVIEW_INGRESS")?;
-    s.optional("RDEV_WOODPECKER_URL", "an http:// or https:// URL", base_url)?;
     s.optional("OTEL_EXPORTER_OTLP_ENDPOINT", "an http:// or https:// URL", base_url)?;
     Ok(())
 }
@@ -233,10 +241,7 @@ fn database(s: &Source) -> Result<EmbeddedOrUrl, String> {
 
 /// What belongs to the other host is looked at all the same: a typo is found at once.
 fn git_host(s: &Source) -> Result<GitHost, String> {
-    let url = s.optional("RDEV_GITEA_URL", "an http:// or https:// URL", |t| {
-        let url = Url::parse(&base_url(t)?).ok()?;
-        (url.username().is_empty() && url.password().is_none()).then_some(url)
-    })?;
+    let url = s.optional("RDEV_GITEA_URL", "an http:// or https:// URL", url_without_login)?;
     let name = |variable| s.optional(variable, "a name as the git host has them", account_name);
     let (user, owner) = (name("RDEV_GITEA_USER")?, name("RDEV_GITEA_OWNER")?);
     let is_gitea = s.parsed("RDEV_GIT_HOST", "embedded or gitea", |t| match t {
@@ -255,6 +260,20 @@ fn git_host(s: &Source) -> Result<GitHost, String> {
         owner: owner.unwrap_or_else(|| user.clone()),
         user,
     })
+}
+
+/// With one of both alone there is none.
+fn ci_server(s: &Source) -> Result<Option<CiServer>, String> {
+    let url = s.optional("RDEV_WOODPECKER_URL", "an http:// or https:// URL without a login", url_without_login)?;
+    let token = s.optional("RDEV_WOODPECKER_TOKEN", "a token as Woodpecker shows it", |t| {
+        t.bytes().all(|b| b.is_ascii_graphic()).then(|| t.to_owned())
+    })?;
+    Ok(url.zip(token).map(|(url, token)| CiServer { url, token }))
+}
+
+fn url_without_login(text: &str) -> Option<Url> {
+    let url = Url::parse(&base_url(text)?).ok()?;
+    (url.username().is_empty() && url.password().is_none()).then_some(url)
 }
 
 /// Of a user or an organisation.

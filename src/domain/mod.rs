@@ -21,6 +21,7 @@ pub mod ids;
 pub mod job;
 pub mod key;
 pub mod lines;
+pub mod pipeline;
 pub mod project;
 pub mod review;
 pub mod saga;

@@ -23,7 +23,6 @@ use url::Url;
 
 pub use self::tokens::Known;
 use self::{
-    circuit::Circuit,
     client::Client,
     mirror::{Mirror, Push, Pushed},
     seal::Seal,
@@ -32,7 +31,10 @@ use super::{
     Branch, BranchError, EmbeddedHost, Import, ImportError,
     git::{GitError, branch_ref, is_object_id, tag_ref},
 };
-use crate::domain::{breaker::Snapshot, clock::Clock};
+use crate::{
+    domain::{breaker::Snapshot, clock::Clock},
+    outward::Circuit,
+};
 
 /// For the first push of what was made or imported.
 const FIRST_PUSH: Duration = Duration::from_secs(90);
@@ -55,14 +57,14 @@ struct Inner {
     account: Account,
     api: Client,
     mirror: Mirror,
-    circuit: Arc<Circuit>,
+    circuit: Circuit,
     seal: Seal,
 }
 
 impl GiteaHost {
     /// The host need not be there yet. `root` is for the copies; `exe` is this program.
     pub async fn open(account: Account, root: PathBuf, exe: PathBuf, clock: Clock) -> Result<Self, GitError> {
-        let circuit = Arc::new(Circuit::new(clock));
+        let circuit = circuit::circuit(clock);
         let Account { url, user, password, owner } = &account;
         let api = Client::new(url, user, password, circuit.clone()).map_err(GitError::Unusable)?;
         let login = client::basic(user, password).map_err(GitError::Unusable)?;
@@ -200,8 +202,9 @@ impl GiteaHost {
         &self.mirror().remote().folder
     }
 
-    pub fn snapshot(&self) -> Snapshot {
-        self.0.circuit.snapshot()
+    /// Its circuit's name, and how that stands.
+    pub fn circuit(&self) -> (String, Snapshot) {
+        self.0.circuit.shown()
     }
 
     /// As it was found last; `None` before anything is known.

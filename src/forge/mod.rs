@@ -115,7 +115,7 @@ impl Forge {
     pub fn circuit(&self) -> Option<(String, Snapshot)> {
         match self {
             Self::Embedded(_) => None,
-            Self::Gitea(host) => Some(("git_host".to_owned(), host.snapshot())),
+            Self::Gitea(host) => Some(host.circuit()),
         }
     }
 

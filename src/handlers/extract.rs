@@ -253,6 +253,10 @@ macro_rules! path_id {
 path_id!(KeyId, Uuid, "kid", "key not found", ids::uuid_from_path);
 path_id!(CheckoutId, Uuid, "checkout_id", "checkout not found", ids::uuid_from_path);
 path_id!(SessionId, Uuid, "sid", "session not found", ids::uuid_from_path);
+path_id!(PipelineNumber, i64, "number", "pipeline not found", |text| {
+    let is_plain = text.bytes().all(|b| b.is_ascii_digit()) && !text.starts_with('0');
+    text.parse().ok().filter(|_| is_plain)
+});
 path_id!(JobId, String, "jid", "job not found", |text| ids::is_ulid(text).then(|| text.to_owned()));
 path_id!(ReviewId, String, "task_id", "review not found", |text| ids::is_ulid(text).then(|| text.to_owned()));
 path_id!(SagaId, Uuid, "saga", "saga not found", ids::uuid_from_path);

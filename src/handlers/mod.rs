@@ -15,6 +15,7 @@ pub mod jobs;
 pub mod keys;
 pub mod ops;
 pub mod page;
+pub mod pipelines;
 pub mod pool;
 pub mod previews;
 pub mod projects;

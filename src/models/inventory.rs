@@ -100,7 +100,8 @@ impl Upstreams {
         }
         let standings = self.inner.standings();
         let unknown = standings.iter().any(|standing| standing.inventory.is_unknown());
-        let nothing = standings.iter().all(|standing| standing.inventory.is_empty() && standing.up != Some(true));
+        let nothing =
+            standings.iter().all(|standing| standing.inventory.is_empty() && standing.circuit.is_up() != Some(true));
         if self.is_configured() && (unknown || nothing) {
             return Err(Error::unavailable("the model upstream", "its inventory could not be read"));
         }
@@ -148,7 +149,7 @@ impl Upstreams {
 
     async fn look_at_all(&self, at: usize) {
         let models = names(&self.inner.upstreams[at], "/api/tags", self.inner.timeouts.list).await;
-        self.inner.found(at, models.is_some());
+        self.inner.circuit(at).found(models.is_some());
         if let Some(models) = models {
             self.inner.standings()[at].inventory.replace(models);
         }

@@ -22,9 +22,12 @@ use tokio::{sync::Notify, time::Instant};
 use url::Url;
 
 use self::{inventory::Inventory, upstream::Upstream};
-use crate::domain::{
-    breaker::{Breaker, Rules, Snapshot},
-    clock::Clock,
+use crate::{
+    domain::{
+        breaker::{Rules, Snapshot},
+        clock::Clock,
+    },
+    outward::Circuit,
 };
 
 pub use self::{
@@ -60,9 +63,7 @@ struct Standing {
     inventory: Inventory,
     /// Seats taken.
     used: usize,
-    breaker: Breaker,
-    /// As it was found last.
-    up: Option<bool>,
+    circuit: Circuit,
 }
 
 /// How long an upstream is waited for, but in a chat.
@@ -90,7 +91,7 @@ impl Upstreams {
     fn build(urls: Vec<Url>, slots: usize, clock: Clock, timeouts: Timeouts) -> Result<Self, String> {
         let share = slots.div_ceil(urls.len().max(1)).max(1);
         let upstreams = upstream::open(urls, timeouts.connect)?;
-        let standings = upstreams.iter().map(|_| Standing::new()).collect();
+        let standings = upstreams.iter().map(|upstream| Standing::new(upstream.name(), clock.clone())).collect();
         let inner = Inner {
             upstreams,
             slots,
@@ -111,18 +112,14 @@ impl Upstreams {
     /// Whether one of them is up, as they were found last; `None` before anything is known.
     pub fn is_up(&self) -> Option<bool> {
         let standings = self.inner.standings();
-        let mut known = standings.iter().filter_map(|standing| standing.up).peekable();
+        let mut known = standings.iter().filter_map(|standing| standing.circuit.is_up()).peekable();
         known.peek()?;
         Some(known.any(|up| up))
     }
 
     /// Their breakers, under names that hold no address.
     pub fn circuits(&self) -> Vec<(String, Snapshot)> {
-        let now = self.inner.clock.now();
-        let standings = self.inner.standings();
-        let shown =
-            |(at, standing): (usize, &Standing)| (self.inner.upstreams[at].name(), standing.breaker.snapshot(now));
-        standings.iter().enumerate().map(shown).collect()
+        self.inner.standings().iter().map(|standing| standing.circuit.shown()).collect()
     }
 }
 
@@ -132,20 +129,14 @@ impl Inner {
         self.standings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn found(&self, at: usize, up: bool) {
-        let before = self.standings()[at].up.replace(up);
-        let name = self.upstreams[at].name();
-        match (before, up) {
-            (Some(true) | None, false) => tracing::warn!(upstream = name, "a model upstream is out of reach"),
-            (Some(false), true) => tracing::info!(upstream = name, "a model upstream is back"),
-            _ => {}
-        }
+    fn circuit(&self, at: usize) -> Circuit {
+        self.standings()[at].circuit.clone()
     }
 }
 
 impl Standing {
-    fn new() -> Self {
-        Self { inventory: Inventory::default(), used: 0, breaker: Breaker::new(Rules::UPSTREAM), up: None }
+    fn new(name: String, clock: Clock) -> Self {
+        Self { inventory: Inventory::default(), used: 0, circuit: Circuit::new(name, Rules::UPSTREAM, clock) }
     }
 }
 

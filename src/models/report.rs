@@ -5,40 +5,37 @@
 use std::sync::Arc;
 
 use super::Inner;
-use crate::domain::breaker::{Permit, State};
+use crate::outward::Turn;
 
 pub struct Report {
     inner: Arc<Inner>,
     at: usize,
     model: String,
     /// `None` where the call was made without asking the breaker, or has been reported.
-    permit: Option<Permit>,
+    turn: Option<Turn>,
 }
 
 impl Report {
     /// Where the breaker permits a call now.
     pub fn ask(inner: &Arc<Inner>, at: usize, model: &str) -> Option<Self> {
-        let permit = inner.standings()[at].breaker.may_call(inner.clock.now()).ok()?;
-        Some(Self::new(inner, at, model, Some(permit)))
+        let turn = inner.circuit(at).turn().ok()?;
+        Some(Self::new(inner, at, model, Some(turn)))
     }
 
-    pub fn new(inner: &Arc<Inner>, at: usize, model: &str, permit: Option<Permit>) -> Self {
-        Self { inner: inner.clone(), at, model: model.to_owned(), permit }
+    pub fn new(inner: &Arc<Inner>, at: usize, model: &str, turn: Option<Turn>) -> Self {
+        Self { inner: inner.clone(), at, model: model.to_owned(), turn }
     }
 
     /// The first bytes of a chat are there. A probe has shown enough by that: others need not
     /// wait until it ends, which may take long.
     pub fn begun(&mut self) {
-        let now = self.inner.clock.now();
-        let mut standings = self.inner.standings();
-        let breaker = &mut standings[self.at].breaker;
-        if breaker.snapshot(now).state == State::Closed {
+        let circuit = self.inner.circuit(self.at);
+        if circuit.is_closed() {
             return;
         }
-        if let Some(probe) = self.permit.take() {
-            breaker.succeeded(probe, now);
-            self.permit = breaker.may_call(now).ok();
-            drop(standings);
+        if let Some(probe) = self.turn.take() {
+            probe.went(true);
+            self.turn = circuit.turn().ok();
             self.inner.freed.notify_one();
         }
     }
@@ -57,30 +54,30 @@ impl Report {
 
     /// It answered as one does that is in order, whatever it said.
     pub fn answered(&mut self) {
-        self.inner.found(self.at, true);
-        if let Some(permit) = self.permit.take() {
-            self.inner.standings()[self.at].breaker.succeeded(permit, self.inner.clock.now());
+        self.inner.circuit(self.at).found(true);
+        if let Some(turn) = self.turn.take() {
+            turn.went(true);
             self.inner.freed.notify_one();
         }
     }
 
     pub fn failed(&mut self) {
-        if let Some(permit) = self.permit.take() {
-            self.inner.standings()[self.at].breaker.failed(permit, self.inner.clock.now());
+        if let Some(turn) = self.turn.take() {
+            turn.went(false);
         }
     }
 
     /// No connection could be made.
     pub fn is_away(&mut self) {
-        self.inner.found(self.at, false);
+        self.inner.circuit(self.at).found(false);
         self.failed();
     }
 }
 
 impl Drop for Report {
     fn drop(&mut self) {
-        if let Some(permit) = self.permit.take() {
-            self.inner.standings()[self.at].breaker.release(permit);
+        if let Some(turn) = self.turn.take() {
+            drop(turn);
             self.inner.freed.notify_one();
         }
     }

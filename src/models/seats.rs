@@ -4,11 +4,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use chrono::{DateTime, Utc};
 use tokio::sync::Notify;
 
 use super::{Inner, Standing, Upstreams, inventory::Has, report::Report};
-use crate::domain::{breaker::State, chat::model_name};
+use crate::domain::chat::model_name;
 
 /// The right to one chat with one upstream at a time, until it is dropped.
 pub struct Seat {
@@ -30,28 +29,28 @@ impl Upstreams {
         }
         let at = best_first(&standings, &model).into_iter().find(|at| {
             let standing = &standings[*at];
-            standing.places(self.inner.share, self.inner.clock.now()) > 0
+            standing.places(self.inner.share) > 0
         })?;
-        let permit = standings[at].breaker.may_call(self.inner.clock.now()).ok()?;
+        let turn = standings[at].circuit.turn().ok()?;
         standings[at].used += 1;
         drop(standings);
-        let report = Report::new(&self.inner, at, &model, Some(permit));
+        let report = Report::new(&self.inner, at, &model, Some(turn));
         Some(Seat { inner: self.inner.clone(), at, model, report: Mutex::new(Some(report)) })
     }
 
     /// How many seats there are now for each of these models, by itself.
     pub fn room(&self, models: &[String]) -> Vec<usize> {
-        let (standings, now) = (self.inner.standings(), self.inner.clock.now());
+        let standings = self.inner.standings();
         let free = self.inner.slots.saturating_sub(taken(&standings));
-        let places = |at: usize| standings[at].places(self.inner.share, now);
+        let places = |at: usize| standings[at].places(self.inner.share);
         let of = |model: &String| best_first(&standings, &model_name(model)).into_iter().map(places).sum::<usize>();
         models.iter().map(|model| of(model).min(free)).collect()
     }
 
     /// Seats that somebody could take now.
     pub fn total_free(&self) -> usize {
-        let (standings, now) = (self.inner.standings(), self.inner.clock.now());
-        let places: usize = standings.iter().map(|standing| standing.places(self.inner.share, now)).sum();
+        let standings = self.inner.standings();
+        let places: usize = standings.iter().map(|standing| standing.places(self.inner.share)).sum();
         places.min(self.inner.slots.saturating_sub(taken(&standings)))
     }
 
@@ -93,12 +92,9 @@ impl Drop for Seat {
 
 impl Standing {
     /// Seats that its breaker permits now.
-    fn places(&self, share: usize, now: DateTime<Utc>) -> usize {
+    fn places(&self, share: usize) -> usize {
         let free = share.saturating_sub(self.used);
-        match self.breaker.snapshot(now).state {
-            State::Closed => free,
-            State::HalfOpen | State::Open => free.min(usize::from(self.breaker.would_probe(now))),
-        }
+        if self.circuit.is_closed() { free } else { free.min(usize::from(self.circuit.would_probe())) }
     }
 }
 

@@ -5,15 +5,15 @@ use std::{error::Error, io, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Method, header};
-use reqwest::{Client, Request, Response, redirect};
+use reqwest::{Client, Request, Response};
 use tokio::time::timeout;
 use url::Url;
+
+use crate::outward::client::{self, Trust};
 
 /// What is read of an answer that is kept whole.
 const WHOLE_MAX: usize = 32 << 20;
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
-/// A connection that is not used for so long is closed.
-const IDLE: Duration = Duration::from_secs(15);
 
 pub struct Upstream {
     number: usize,
@@ -42,28 +42,9 @@ pub fn open(urls: Vec<Url>, connect: Duration) -> Result<Vec<Upstream>, String> 
     if urls.is_empty() {
         return Ok(Vec::new());
     }
-    let client = client(connect)?;
+    let (client, _) = client::build(connect, Trust::System, |plain| plain)?;
     let numbered = urls.into_iter().zip(1..);
     Ok(numbered.map(|(base, number)| Upstream { number, base, client: client.clone() }).collect())
-}
-
-fn client(connect: Duration) -> Result<Client, String> {
-    // Without one the builder would panic.
-    if rustls::crypto::CryptoProvider::get_default().is_none() {
-        return Err("no rustls provider is installed".to_owned());
-    }
-    let builder = || {
-        Client::builder()
-            .user_agent(concat!("rdev/", env!("CARGO_PKG_VERSION")))
-            .redirect(redirect::Policy::none())
-            .no_proxy()
-            .referer(false)
-            .connect_timeout(connect)
-            .pool_idle_timeout(IDLE)
-    };
-    // A machine without CA certificates may well have upstreams without TLS.
-    let built = builder().build().or_else(|_| builder().tls_certs_only([]).build());
-    built.map_err(|error| format!("no HTTP client: {error}"))
 }
 
 impl Upstream {

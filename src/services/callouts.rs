@@ -14,19 +14,18 @@ use chrono::{DateTime, TimeDelta, Utc};
 pub use crate::egress::{Answer, Call, Failure};
 use crate::{
     domain::{
-        breaker::{self, Breaker, Permit},
+        breaker::{self, Rules},
         clock::Clock,
         egress::Target,
     },
     egress::Egress,
+    outward::{self, Circuit},
 };
 
 /// Servers that are remembered although nothing is under way to them.
 const REMEMBERED: usize = 4096;
 /// What one that is not called any more did so long ago is forgotten.
 const FORGOTTEN_AFTER: TimeDelta = TimeDelta::minutes(10);
-/// While a probe is out nobody knows when the next call may go: it is soon over, either way.
-const PROBED: TimeDelta = TimeDelta::seconds(1);
 
 #[derive(Clone)]
 pub struct Callouts {
@@ -87,14 +86,14 @@ struct Server {
     /// When it failed the last time.
     failed_at: Option<DateTime<Utc>>,
     called_at: DateTime<Utc>,
-    breaker: Breaker,
+    circuit: Circuit,
 }
 
 /// The right to call a server once, now.
 struct Turn<'a> {
     servers: &'a Servers,
     name: String,
-    permit: Option<Permit>,
+    turn: Option<outward::Turn>,
 }
 
 impl Servers {
@@ -104,30 +103,27 @@ impl Servers {
         let mut known = self.lock();
         if known.len() >= REMEMBERED && !known.contains_key(name) {
             let lately = |server: &Server| server.called_at + FORGOTTEN_AFTER > now;
-            known.retain(|_, one| one.under_way > 0 || (!one.breaker.is_untroubled() && lately(one)));
+            known.retain(|_, one| one.under_way > 0 || (!one.circuit.is_untroubled() && lately(one)));
         }
         let server = known.entry(name.to_owned()).or_insert_with(|| Server {
             under_way: 0,
             failed_at: None,
             called_at: now,
-            breaker: Breaker::new(breaker::Rules::UPSTREAM),
+            circuit: Circuit::new(format!("http {name}"), Rules::UPSTREAM, self.clock.clone()),
         });
         server.called_at = now;
-        let permit = server.breaker.may_call(now).map_err(|next| {
-            let due = server.breaker.snapshot(now).next_attempt_at.unwrap_or(next);
-            if due > now { due } else { now + PROBED }
-        })?;
+        let turn = server.circuit.turn().map_err(|put_off| put_off.until)?;
         server.under_way += 1;
-        Ok(Turn { servers: self, name: name.to_owned(), permit: Some(permit) })
+        Ok(Turn { servers: self, name: name.to_owned(), turn: Some(turn) })
     }
 
     fn circuits(&self) -> Vec<(String, breaker::Snapshot)> {
         let now = self.clock.now();
         let known = self.lock();
         let mut found: Vec<_> = known
-            .iter()
-            .filter(|(_, server)| server.failed_at.is_some_and(|at| at + FORGOTTEN_AFTER > now))
-            .map(|(name, server)| (format!("http {name}"), server.breaker.snapshot(now)))
+            .values()
+            .filter(|server| server.failed_at.is_some_and(|at| at + FORGOTTEN_AFTER > now))
+            .map(|server| server.circuit.shown())
             .collect();
         found.sort_by(|(a, _), (b, _)| a.cmp(b));
         found
@@ -149,14 +145,10 @@ impl Turn<'_> {
     /// The call was made, and the server answered as one does that is in order, or not.
     fn went(mut self, well: bool) {
         let now = self.servers.clock.now();
-        let Some(permit) = self.permit.take() else { return };
+        let Some(turn) = self.turn.take() else { return };
         self.servers.over(&self.name, |server| {
-            if well {
-                server.breaker.succeeded(permit, now);
-            } else {
-                server.failed_at = Some(now);
-                server.breaker.failed(permit, now);
-            }
+            server.failed_at = if well { server.failed_at } else { Some(now) };
+            turn.went(well);
         });
     }
 }
@@ -164,8 +156,8 @@ impl Turn<'_> {
 /// A call that was dropped midway says nothing.
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        if let Some(permit) = self.permit.take() {
-            self.servers.over(&self.name, |server| server.breaker.release(permit));
+        if let Some(turn) = self.turn.take() {
+            self.servers.over(&self.name, |_| drop(turn));
         }
     }
 }
@@ -205,7 +197,7 @@ mod tests {
         failing(&servers, NAME, 5);
         servers.clock.advance(TimeDelta::seconds(30));
         let probe = servers.turn(NAME).expect("the probe");
-        assert_eq!(servers.turn(NAME).err(), Some(servers.clock.now() + PROBED));
+        assert_eq!(servers.turn(NAME).err(), Some(servers.clock.now() + TimeDelta::seconds(1)));
         probe.went(true);
         assert!(servers.turn(NAME).is_ok());
         let state = |servers: &Servers| servers.circuits().first().map(|(_, one)| one.state);

@@ -13,6 +13,7 @@ use crate::{
 use super::{
     callouts::Callouts,
     jobs::{REVIEW_TASK, RUN_TASK},
+    pipelines::Pipelines,
     webhooks::Webhooks,
 };
 
@@ -24,6 +25,7 @@ pub struct Parts {
     pub upstreams: Upstreams,
     pub webhooks: Webhooks,
     pub callouts: Callouts,
+    pub pipelines: Pipelines,
     pub metrics: Metrics,
 }
 
@@ -59,16 +61,18 @@ impl Pool {
         let worst = |circuits: Vec<(String, Snapshot)>| circuits.iter().map(|(_, one)| number(one)).max().unwrap_or(0);
         let mut states: Vec<_> =
             self.parts.upstreams.circuits().into_iter().map(|(name, snapshot)| (name, number(&snapshot))).collect();
-        states.extend(self.parts.forge.circuit().iter().map(|(name, snapshot)| (name.clone(), number(snapshot))));
+        let others = self.parts.forge.circuit().into_iter().chain(self.parts.pipelines.circuit());
+        states.extend(others.map(|(name, snapshot)| (name, number(&snapshot))));
         states.push(("webhooks".to_owned(), worst(self.parts.webhooks.circuits())));
         states.push(("http".to_owned(), worst(self.parts.callouts.circuits())));
         self.parts.metrics.circuits(&states);
     }
 
-    /// The breakers of this process: of its upstreams and its git host, and of receivers and servers that have failed lately.
+    /// The breakers of this process: of its upstreams, git host and CI server, and of receivers and servers that have failed lately.
     pub fn circuits(&self) -> Vec<(String, Snapshot)> {
         let mut circuits = self.parts.upstreams.circuits();
         circuits.extend(self.parts.forge.circuit());
+        circuits.extend(self.parts.pipelines.circuit());
         circuits.extend(self.parts.webhooks.circuits());
         circuits.extend(self.parts.callouts.circuits());
         circuits

@@ -21,6 +21,7 @@ use crate::{
         clock::Clock,
         discovered::Memory,
         key::Key,
+        pipeline::imported_from,
         project::{Placed, Project, ProjectSettings, ProjectStatus},
     },
     error::{Error, Kind, Result},
@@ -162,6 +163,9 @@ impl Projects {
         store::projects::insert(&mut tx, &new.id, source, &new.settings, now).await.map_err(exists)?;
         if self.finds_projects() {
             store::discovered::put(&mut tx, &new.id, memory).await?;
+        }
+        if let Some(name) = new.import_url.as_deref().and_then(imported_from) {
+            store::imports::put(&mut tx, &new.id, &name).await?;
         }
         store::streams::insert(&mut tx, &new.id, Log::Project, &new.id, None).await?;
         let task = self.inner.queue.insert_owned(&mut tx, CREATE_TASK, &new.id).await?;

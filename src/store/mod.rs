@@ -6,6 +6,7 @@ pub mod commands;
 pub mod deliveries;
 pub mod discovered;
 pub mod idempotency;
+pub mod imports;
 pub mod jobs;
 pub mod keys;
 pub mod processes;

@@ -166,5 +166,7 @@ pub async fn find_by_read_token(c: &mut Conn, hash: &[u8]) -> Result<Option<Proj
 }
 
 pub async fn delete(c: &mut Conn, id: &str) -> Result<bool, DbError> {
-    c.execute(query("delete from project where id = $1").bind(id)).await.map(|n| n == 1)
+    let sql = "with gone as (delete from setting where name = 'imported/' || $1)
+               delete from project where id = $1";
+    c.execute(query(sql).bind(id)).await.map(|n| n == 1)
 }

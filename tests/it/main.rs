@@ -28,6 +28,7 @@ mod keys;
 mod kube;
 mod limits;
 mod ops;
+mod pipelines;
 mod pitfalls;
 mod previews;
 mod projects;

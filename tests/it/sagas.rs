@@ -27,6 +27,7 @@ use chrono::TimeDelta;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
+pub use self::refusals::refused_at;
 use super::{
     jobs::and,
     support::{Api, PATIENCE, Reply, TestApp, counter::Counter},

@@ -7,7 +7,6 @@ use std::{
     fs::File,
     io,
     path::PathBuf,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -19,8 +18,9 @@ use super::{
         embedded::EmbeddedHost,
         git::{Finished, GitError, Run, is_object_id},
     },
-    circuit::Circuit,
+    circuit,
 };
+use crate::outward::Circuit;
 
 /// For what moves no more than a request may wait for.
 const FETCH: Duration = Duration::from_mins(1);
@@ -32,7 +32,7 @@ pub struct Mirror {
     copies: EmbeddedHost,
     locks: PathBuf,
     remote: Remote,
-    circuit: Arc<Circuit>,
+    circuit: Circuit,
 }
 
 /// Where git finds the repositories.
@@ -84,7 +84,7 @@ impl Remote {
 }
 
 impl Mirror {
-    pub async fn open(root: PathBuf, exe: PathBuf, remote: Remote, circuit: Arc<Circuit>) -> Result<Self, GitError> {
+    pub async fn open(root: PathBuf, exe: PathBuf, remote: Remote, circuit: Circuit) -> Result<Self, GitError> {
         let locks = root.join("run");
         let copies = EmbeddedHost::open(root, exe).await?;
         Ok(Self { copies, locks, remote, circuit })
@@ -130,9 +130,9 @@ impl Mirror {
             self.remote.connect(self.copies.run(project)?).args(["push", "--porcelain", "--atomic", "--no-verify"]);
         let run = run.args(what.leases.iter().map(|lease| format!("--force-with-lease={lease}")));
         let run = run.args(["--end-of-options", &self.remote.url(project)]).args(&what.specs);
-        let turn = self.circuit.turn()?;
+        let turn = circuit::turn(&self.circuit)?;
         let outcome = run.deadline(what.within.unwrap_or(FETCH)).finish().await.map_err(late).and_then(pushed);
-        turn.over(&outcome);
+        circuit::over(&self.circuit, turn, &outcome);
         outcome
     }
 
@@ -141,9 +141,9 @@ impl Mirror {
         let args = ["fetch", "--quiet", "--prune", "--no-tags", "--no-recurse-submodules", "--no-auto-maintenance"];
         let run = self.remote.connect(self.copies.run(project)?).args(args).args(["--no-write-fetch-head"]);
         let run = run.args(["--end-of-options", &self.remote.url(project)]).args(specs);
-        let turn = self.circuit.turn()?;
+        let turn = circuit::turn(&self.circuit)?;
         let outcome = run.deadline(FETCH).finish().await.map_err(late).and_then(fetched);
-        turn.over(&outcome);
+        circuit::over(&self.circuit, turn, &outcome);
         outcome
     }
 

@@ -13,9 +13,10 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::{
     domain::{
-        breaker::{self, Breaker, Permit},
+        breaker::{self, Rules},
         clock::Clock,
     },
+    outward::{self, Circuit},
     queue::Room,
 };
 
@@ -45,14 +46,14 @@ struct Receiver {
     /// It answered the last time, as one does that is in order.
     proven: bool,
     turns: Arc<Semaphore>,
-    breaker: Breaker,
+    circuit: Circuit,
 }
 
 /// The right to call a receiver once, now.
 pub struct Turn<'a> {
     receivers: &'a Receivers,
     origin: String,
-    permit: Option<Permit>,
+    turn: outward::Turn,
     _among_few: OwnedSemaphorePermit,
 }
 
@@ -73,23 +74,18 @@ impl Receivers {
         let turns = self.with(origin, |receiver| receiver.turns.clone());
         let place = turns.acquire_owned().await.ok()?;
         let now = self.clock.now();
-        let permit = self.with(origin, |receiver| {
+        let turn = self.with(origin, |receiver| {
             receiver.called_at = now;
-            receiver.breaker.may_call(now)
+            receiver.circuit.turn()
         });
-        let permit = permit.ok()?;
-        Some(Turn { receivers: self, origin: origin.to_owned(), permit: Some(permit), _among_few: place })
+        Some(Turn { receivers: self, origin: origin.to_owned(), turn: turn.ok()?, _among_few: place })
     }
 
     /// Those that have failed lately.
     pub fn circuits(&self) -> Vec<(String, breaker::Snapshot)> {
-        let now = self.clock.now();
         let known = self.lock();
-        let mut found: Vec<_> = known
-            .iter()
-            .map(|(origin, receiver)| (format!("webhook {origin}"), receiver.breaker.snapshot(now)))
-            .filter(|(_, snapshot)| snapshot.failures > 0)
-            .collect();
+        let shown = known.values().map(|receiver| receiver.circuit.shown());
+        let mut found: Vec<_> = shown.filter(|(_, snapshot)| snapshot.failures > 0).collect();
         found.sort_by(|(a, _), (b, _)| a.cmp(b));
         found
     }
@@ -99,14 +95,14 @@ impl Receivers {
         let mut known = self.lock();
         if known.len() > REMEMBERED && !known.contains_key(origin) {
             let lately = |receiver: &Receiver| receiver.called_at + FORGOTTEN_AFTER > now;
-            known.retain(|_, one| one.held > 0 || (!one.breaker.is_untroubled() && lately(one)));
+            known.retain(|_, one| one.held > 0 || (!one.circuit.is_untroubled() && lately(one)));
         }
         look(known.entry(origin.to_owned()).or_insert_with(|| Receiver {
             held: 0,
             called_at: now,
             proven: false,
             turns: Arc::new(Semaphore::new(AT_ONCE)),
-            breaker: Breaker::new(breaker::Rules::RECEIVER),
+            circuit: Circuit::new(format!("webhook {origin}"), Rules::RECEIVER, self.clock.clone()),
         }))
     }
 
@@ -135,16 +131,14 @@ impl Room for Receivers {
     }
 
     fn of(&self, queues: &[String]) -> Vec<usize> {
-        let now = self.clock.now();
         let known = self.lock();
         let room = |origin: &String| {
             let Some(receiver) = known.get(origin) else { return HELD_UNPROVEN };
             let most = if receiver.proven { HELD } else { HELD_UNPROVEN };
-            match receiver.breaker.snapshot(now).state {
-                breaker::State::Closed => most.saturating_sub(receiver.held),
-                _ if receiver.breaker.would_probe(now) && receiver.held == 0 => 1,
-                _ => 0,
+            if receiver.circuit.is_closed() {
+                return most.saturating_sub(receiver.held);
             }
+            usize::from(receiver.circuit.would_probe() && receiver.held == 0)
         };
         queues.iter().map(room).collect()
     }
@@ -156,20 +150,8 @@ impl Room for Receivers {
 
 impl Turn<'_> {
     /// The call was made, and the receiver answered as one does that is in order, or not.
-    pub fn went(mut self, well: bool) {
-        let now = self.receivers.clock.now();
-        let Some(permit) = self.permit.take() else { return };
-        self.receivers.with(&self.origin, |receiver| {
-            receiver.proven = well;
-            if well { receiver.breaker.succeeded(permit, now) } else { receiver.breaker.failed(permit, now) }
-        });
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        if let Some(permit) = self.permit.take() {
-            self.receivers.with(&self.origin, |receiver| receiver.breaker.release(permit));
-        }
+    pub fn went(self, well: bool) {
+        self.receivers.with(&self.origin, |receiver| receiver.proven = well);
+        self.turn.went(well);
     }
 }

@@ -1,4 +1,4 @@
-//! Actions that this server knows by name and cannot carry out: it has no cluster and no CI server.
+//! Actions that this server knows by name and cannot carry out: it has no cluster.
 
 use std::sync::Arc;
 
@@ -18,14 +18,11 @@ struct Elsewhere {
 }
 
 const CLUSTER: &str = "needs a Kubernetes runtime, which this server does not have";
-const CI: &str = "needs RDEV_WOODPECKER_URL, which is not set";
 
 pub fn all() -> impl Iterator<Item = Arc<dyn Action>> {
     let known = [
         Elsewhere { name: "deploy.apply", undoes_itself: true, has_effect: true, why: CLUSTER },
         Elsewhere { name: "deploy.undeploy", undoes_itself: false, has_effect: true, why: CLUSTER },
-        Elsewhere { name: "pipeline.retry", undoes_itself: false, has_effect: true, why: CI },
-        Elsewhere { name: "pipeline.wait", undoes_itself: false, has_effect: false, why: CI },
     ];
     known.into_iter().map(|one| -> Arc<dyn Action> { Arc::new(one) })
 }

@@ -13,6 +13,9 @@ mod http_request;
 mod job_submit;
 mod job_wait;
 mod noop;
+mod pipeline;
+mod pipeline_retry;
+mod pipeline_wait;
 mod registry_preflight;
 mod saga_start;
 mod session_create;
@@ -35,6 +38,7 @@ use crate::{
         commands::Commands,
         jobs::Jobs,
         output::Outputs,
+        pipelines::Pipelines,
         sagas::{Action, Attempt, outcome},
         sessions::Sessions,
     },
@@ -47,6 +51,7 @@ pub struct Services {
     pub commands: Commands,
     pub jobs: Jobs,
     pub outputs: Outputs,
+    pub pipelines: Pipelines,
     pub sessions: Sessions,
     /// Shortest life of a checkout or session.
     pub min_expires_in: Duration,
@@ -56,7 +61,8 @@ pub struct Services {
 
 /// Every action there is.
 pub fn all(services: Services) -> Vec<Arc<dyn Action>> {
-    let Services { callouts, checkouts, commands, jobs, outputs, sessions, min_expires_in, tasks } = services;
+    let Services { callouts, checkouts, commands, jobs, outputs, pipelines, sessions, min_expires_in, tasks } =
+        services;
     let works = Works::new(tasks);
     let mut actions: Vec<Arc<dyn Action>> = vec![
         Arc::new(noop::Noop),
@@ -81,6 +87,8 @@ pub fn all(services: Services) -> Vec<Arc<dyn Action>> {
         Arc::new(job_submit::JobSubmit { jobs: jobs.clone() }),
         Arc::new(job_wait::JobWait { jobs }),
         Arc::new(saga_start::SagaStart),
+        Arc::new(pipeline_retry::PipelineRetry { pipelines: pipelines.clone() }),
+        Arc::new(pipeline_wait::PipelineWait { pipelines }),
     ];
     actions.extend(elsewhere::all());
     actions

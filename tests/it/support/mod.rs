@@ -20,6 +20,7 @@ pub mod server;
 pub mod sink;
 pub mod sse;
 pub mod upstream;
+pub mod woodpecker;
 
 use std::time::Duration;
 
@@ -35,6 +36,7 @@ pub use self::{
     sink::{Answer, Gate, Sink},
     sse::{Event, Events},
     upstream::{Chat, Upstream},
+    woodpecker::{Odd, Woodpecker},
 };
 
 /// Longest that anything is waited for. Reached only by a test that fails.
