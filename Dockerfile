@@ -1,4 +1,5 @@
-# rdev with what it needs at run time: git and CA certificates. It runs as user 10001.
+# rdev with what it needs at run time: git and CA certificates. It runs as user 10001, on a PostgreSQL that
+# DATABASE_URL names (there is none in here), and writes to /var/lib/rdev and /tmp alone.
 #
 #   docker build -t rdev .                                   compiles it in the build
 #   docker build -t rdev --build-arg BINARY=prebuilt .       takes target/release/rdev as it is
@@ -28,6 +29,6 @@ VOLUME /var/lib/rdev
 EXPOSE 8080
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s \
-    CMD ["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/8080 && printf 'GET /health/ready HTTP/1.0\\r\\n\\r\\n' >&3 && head -n 1 <&3 | grep -q ' 200 '"]
+    CMD ["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/${RDEV_LISTEN##*:} && printf 'GET /health/ready HTTP/1.0\\r\\n\\r\\n' >&3 && head -n 1 <&3 | grep -q ' 200 '"]
 ENTRYPOINT ["rdev"]
 CMD ["serve"]

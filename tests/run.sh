@@ -11,7 +11,9 @@ if test "$(id -u)" = 0; then
     chown postgres "$data"
     as_owner() { (cd / && setpriv --reuid postgres --regid postgres --clear-groups "$@"); }
 fi
+. tests/cluster.sh
 stop() {
+    cluster_down
     as_owner "$bin/pg_ctl" -D "$data/db" -m immediate stop >/dev/null 2>&1 || true
     rm -rf "$data"
 }
@@ -31,12 +33,14 @@ export RDEV_TEST_CLIENTS
 cargo nextest run --locked --no-fail-fast "$@"
 if test $# = 0; then
     # Stories for a cluster that is one: shown as skipped unless there is one.
+    cluster_up "$data/cluster.log"
+    cluster_say_skipped
     if test -n "${RDEV_TEST_KUBECONFIG:-}"; then
         cargo nextest run --locked --no-fail-fast --test it --run-ignored only -E 'test(/^kube::real::/)'
-    else
-        echo "SKIPPED: the stories of kube::real, which need a cluster: set RDEV_TEST_KUBECONFIG to its kubeconfig" >&2
+        cluster_down
     fi
     cargo test --locked --doc --quiet
     cargo build --locked
     RDEV="${CARGO_TARGET_DIR:-target}/debug/rdev" tests/first_hour.sh
+    cluster_say_skipped
 fi

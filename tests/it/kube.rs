@@ -3,6 +3,7 @@
 
 mod commands;
 mod discovery;
+mod manifests;
 mod real;
 mod refusals;
 

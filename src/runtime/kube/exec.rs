@@ -73,15 +73,21 @@ pub async fn tell(cluster: &Cluster, at: &Container, payload: Payload, limit: Du
         // Whoever does not listen says why by its status.
         let _unheard = stdin.write_all(text.as_bytes()).await;
         let _unheard = stdin.flush().await;
-        status.await
+        std::future::pending::<()>().await;
+    };
+    let status = async {
+        let status = tokio::select! { status = status => status, () = say => None };
+        status.ok_or_else(|| away(format!("the conversation with pod {} broke off", at.pod)))
     };
     // A long text takes its time on the way.
     let limit = limit + ANSWER * u32::try_from(text.len() >> 20).unwrap_or(0);
-    let whole = async { tokio::join!(say, read(stdout), read(stderr)) };
-    let Ok((status, stdout, stderr)) = tokio::time::timeout(limit, whole).await else {
+    // Where the line breaks there is no status, and both outputs stay open for ever.
+    let both = async { Ok(tokio::join!(read(stdout), read(stderr))) };
+    let whole = async { tokio::try_join!(status, both) };
+    let Ok(told) = tokio::time::timeout(limit, whole).await else {
         return Err(away(format!("a script in pod {} was not over in {limit:?}", at.pod)));
     };
-    let status = status.ok_or_else(|| away(format!("the conversation with pod {} broke off", at.pod)))?;
+    let (status, (stdout, stderr)) = told?;
     Ok(Told { code: code(&status, at)?, stdout, stderr })
 }
 

@@ -49,6 +49,8 @@ pub struct PodFollow {
 struct Line {
     stdout: ReadHalf<SimplexStream>,
     frames: Frames,
+    /// That the line broke is said by nothing else: what it brought so far has no end then.
+    broken: BoxFuture<'static, ()>,
     /// Both keep the line open.
     _stdin: WriteHalf<SimplexStream>,
     _process: AttachedProcess,
@@ -75,7 +77,13 @@ impl PodFollow {
                 return self.without_line(&Error::internal(said)).await;
             }
         }
-        match timeout(SILENCE, line.stdout.read_buf(&mut line.frames.buffer)).await {
+        let read = tokio::select! {
+            // What came before it broke is read first.
+            biased;
+            read = timeout(SILENCE, line.stdout.read_buf(&mut line.frames.buffer)) => read,
+            () = &mut line.broken => Ok(Ok(0)),
+        };
+        match read {
             Ok(Ok(1..)) => Ok(None),
             Ok(Ok(0)) => self.without_line(&Error::internal("the line was closed")).await,
             Ok(Err(error)) => self.without_line(&Error::internal(error)).await,
@@ -83,14 +91,20 @@ impl PodFollow {
         }
     }
 
-    async fn open(&self) -> Result<Line> {
+    async fn open(&mut self) -> Result<Line> {
         let text = self.inner.orders.follow(self.key, self.stdout, self.stderr).text();
         let mut process = self.inner.cluster.exec(&self.at, payload::argv(&text)).await?;
-        let (Some(mut stdin), Some(stdout)) = (process.stdin(), process.stdout()) else {
+        let (Some(mut stdin), Some(stdout), Some(status)) = (process.stdin(), process.stdout(), process.take_status())
+        else {
             return Err(Error::internal("an exec without its streams"));
         };
         stdin.write_all(text.as_bytes()).await.map_err(Error::internal)?;
-        Ok(Line { stdout, frames: Frames::default(), _stdin: stdin, _process: process })
+        let broken = async move {
+            if status.await.is_some() {
+                std::future::pending::<()>().await;
+            }
+        };
+        Ok(Line { stdout, frames: Frames::default(), broken: broken.boxed(), _stdin: stdin, _process: process })
     }
 
     async fn frame(&mut self, frame: Frame) -> Result<Option<Piece>> {

@@ -1,18 +1,29 @@
-//! The same on a cluster that is one. It is named by `RDEV_TEST_KUBECONFIG`; without it these are
-//! shown as skipped. Pods are of the images of the cluster's cache.
+//! The same on a cluster that is one, for what a cluster of our own making would not show: its
+//! own words, its own exec, pods that die as pods do, and several servers on it. It is named by
+//! `RDEV_TEST_KUBECONFIG`; without it these are shown as skipped.
 
-use serde_json::json;
+mod cluster;
+mod outages;
+mod rights;
+mod two;
+mod wire;
 
-use super::super::support::{Ground, TestApp};
+use serde_json::{Value, json};
+
+use self::{
+    cluster::{BUSYBOX, Place, WITH_GIT},
+    wire::Wire,
+};
+use super::super::support::{Event, Ground, sse::text_of};
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs RDEV_TEST_KUBECONFIG"]
 async fn commands_sessions_and_ends_on_a_real_cluster() {
-    let cluster = Real::open().await;
-    for (image, git) in [("local.test/debian-git:1", true), ("local.test/busybox:1", false)] {
+    let place = Place::open().await;
+    let app = place.app().await;
+    for (image, git) in [(WITH_GIT, true), (BUSYBOX, false)] {
         let project = if git { "with-git" } else { "without-git" };
-        cluster.pod(project, image).await;
-        let app = &cluster.app;
+        place.pod(project, image).await;
         super::is(&app.admin(), project, "running").await;
         let ran = app.script(project, "echo out; echo err >&2; exit 137").await;
         assert_eq!((&ran["exit_code"], &ran["termination"]), (&json!(137), &json!("exit")));
@@ -28,73 +39,45 @@ async fn commands_sessions_and_ends_on_a_real_cluster() {
             let path = format!("/projects/{project}/git");
             app.admin().post(&path, json!({"args": ["log"]})).await.refusal(400, "GIT_MISSING");
         }
-        cluster.delete(project).await;
+        place.delete_pod(project).await;
         super::is(&app.admin(), project, "not_found").await;
     }
-    cluster.close().await;
 }
 
-/// A namespace of its own on the cluster, and a server beside it.
-struct Real {
-    app: TestApp,
-    kubeconfig: String,
-    namespace: String,
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs RDEV_TEST_KUBECONFIG"]
+async fn a_command_is_lost_with_its_pod() {
+    let place = Place::open().await;
+    let app = place.app().await;
+    place.pod("p", BUSYBOX).await;
+    super::is(&app.admin(), "p", "running").await;
+    let command = super::start(&app.admin(), "echo begun; sleep 600").await;
+    let mut events = app.listen(command["events_url"].as_str().unwrap()).await;
+    assert_eq!(events.next().await.line(), "begun");
+    place.delete_pod("p").await;
+    let last = events.next_named("error").await;
+    assert_eq!((&last.data["code"], &last.data["termination"]), (&json!("STREAM_LOST"), &json!("pod_lost")));
+    let ended = super::end_of(&app.admin(), &command).await;
+    assert_eq!((&ended["status"], &ended["exit_code"]), (&json!("lost"), &json!(null)));
 }
 
-impl Real {
-    async fn open() -> Self {
-        let kubeconfig = std::env::var("RDEV_TEST_KUBECONFIG").expect("RDEV_TEST_KUBECONFIG names a kubeconfig");
-        let namespace = format!("it-{}", uuid::Uuid::now_v7().simple());
-        let made = kubectl(&kubeconfig, &["create", "namespace", &namespace], None).await;
-        assert!(made, "a namespace");
-        // Where pods reach this machine; an address of its own bridge.
-        let address = std::env::var("RDEV_TEST_KUBE_HOST").unwrap_or_else(|_| "10.88.0.1".into());
-        let port = tokio::net::TcpListener::bind((address.as_str(), 0))
-            .await
-            .expect("the bridge")
-            .local_addr()
-            .expect("it")
-            .port();
-        let listen = format!("{address}:{port}");
-        let settings = [
-            ("RDEV_RUNTIME", "kubernetes"),
-            ("KUBECONFIG", kubeconfig.as_str()),
-            ("RDEV_NAMESPACE", namespace.as_str()),
-            ("RDEV_LISTEN", listen.as_str()),
-        ];
-        let app = TestApp::on(Ground::new().await, &settings).await;
-        Self { app, kubeconfig, namespace }
-    }
-
-    async fn pod(&self, project: &str, image: &str) {
-        let pod = json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": project, "labels": {"rdev.orchard9.ai/project": "true", "rdev.orchard9.ai/name": project}},
-            "spec": {"containers": [{"name": "main", "image": image, "imagePullPolicy": "Never"}], "terminationGracePeriodSeconds": 1},
-        });
-        assert!(kubectl(&self.kubeconfig, &["-n", &self.namespace, "apply", "-f", "-"], Some(pod.to_string())).await);
-    }
-
-    async fn delete(&self, pod: &str) {
-        assert!(kubectl(&self.kubeconfig, &["-n", &self.namespace, "delete", "pod", pod, "--wait=false"], None).await);
-    }
-
-    async fn close(self) {
-        kubectl(&self.kubeconfig, &["delete", "namespace", &self.namespace, "--wait=false"], None).await;
-    }
+/// Says `line N` and `err N` so often, and ends with 7. Tells in `runs` that it was run.
+fn talker(lines: usize, pause: &str) -> String {
+    format!(
+        "echo run >> runs; i=0; while test $i -lt {lines}; do echo line $i; echo err $i >&2; i=$((i+1)); sleep {pause}; done; exit 7"
+    )
 }
 
-async fn kubectl(kubeconfig: &str, words: &[&str], stdin: Option<String>) -> bool {
-    use tokio::io::AsyncWriteExt as _;
-    let program = std::env::var("RDEV_TEST_KUBECTL").unwrap_or_else(|_| "kubectl".into());
-    let mut child = tokio::process::Command::new(program)
-        .env("KUBECONFIG", kubeconfig)
-        .args(words)
-        .stdin(std::process::Stdio::piped())
-        .spawn()
-        .expect("kubectl is there; RDEV_TEST_KUBECTL names another one");
-    let mut to = child.stdin.take().expect("piped");
-    to.write_all(stdin.unwrap_or_default().as_bytes()).await.expect("it reads");
-    drop(to);
-    child.wait().await.expect("our own child").success()
+/// No gap, no repeat, the right end.
+#[track_caller]
+fn is_whole(seen: &[Event], command: &Value, lines: usize) {
+    let last = seen.last().expect("a stream has an end");
+    assert_eq!(last.id, Some(format!("{}:final", command["command_id"].as_str().expect("an id"))), "{last:?}");
+    assert_eq!((last.name.as_str(), &last.data["exit_code"]), ("complete", &json!(7)), "{last:?}");
+    let numbers: Vec<_> = seen.iter().filter_map(Event::number).collect();
+    assert_eq!(numbers, (1..seen.len() as u64).collect::<Vec<_>>());
+    for (stream, word) in [("stdout", "line"), ("stderr", "err")] {
+        let expected: String = (0..lines).map(|i| format!("{word} {i}\n")).collect();
+        assert_eq!(text_of(seen, stream), expected, "{stream}");
+    }
 }
