@@ -474,6 +474,7 @@ fn crews(ground: &Ground, rules: &Rules, config: &Config) -> Vec<CrewPlan> {
         Arc::new(rules.following.clone()),
         Arc::new(rules.sessions.clone()),
         Arc::new(rules.deletion.clone()),
+        Arc::new(rules.projects.clone()),
         Arc::new(Revoking(rules.checkouts.clone())),
         reviewing.clone(),
     ];

@@ -107,6 +107,7 @@ impl Deletion {
         note(&mut errors, "checkouts", self.revoke_checkouts(caller, id).await);
         note(&mut errors, "reviews", inner.reviews.stop_all(id).await);
         note(&mut errors, "commands", inner.commands.end_all(id, None, EndAsked::Cancelled).await);
+        note(&mut errors, "spare", inner.projects.end_spare(id).await);
         note(&mut errors, "workspace", inner.workspaces.remove(id).await);
         note(&mut errors, "repository", inner.projects.remove_repository(id).await);
         if !errors.is_empty() {

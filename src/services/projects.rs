@@ -3,6 +3,7 @@
 
 mod first_need;
 mod found;
+mod spare;
 
 use std::{
     collections::HashMap,
@@ -66,6 +67,8 @@ pub struct Projects {
 struct Inner {
     parts: Parts,
     ready: ProjectsReady,
+    /// Spare worktrees are made one at a time.
+    spares: tokio::sync::Semaphore,
 }
 
 impl std::ops::Deref for Inner {
@@ -107,7 +110,9 @@ pub struct Parts {
 
 impl Projects {
     pub fn new(parts: Parts) -> Self {
-        Self { inner: Arc::new(Inner { parts, ready: ProjectsReady::default() }) }
+        Self {
+            inner: Arc::new(Inner { parts, ready: ProjectsReady::default(), spares: tokio::sync::Semaphore::new(1) }),
+        }
     }
 
     /// # Errors
@@ -188,7 +193,7 @@ impl Projects {
     ) -> Result<Project> {
         let inner = &self.inner;
         let branch = self.make_repository(new).await?;
-        let placed = self.place(&new.id, &branch).await?;
+        let (placed, is_large) = self.place(&new.id, &branch).await?;
         let now = inner.clock.now();
         let mut tx = inner.db.begin().await?;
         inner.queue.finish(&mut tx, task).await?;
@@ -196,32 +201,40 @@ impl Projects {
         let project = project.ok_or_else(crate::queue::stale)?;
         answer.keep(&mut tx, &project).await?;
         let unshown = self.activity(&mut tx, &new.id, "project.created", &new.id, caller).await?;
+        if is_large {
+            self.want_spare(&mut tx, &new.id).await?;
+        }
         tx.commit().await?;
+        if is_large {
+            self.wake_spare(&new.id);
+        }
         inner.streams.show(unshown);
         Ok(project)
     }
 
     /// Makes the place where that is ours to do; elsewhere the project waits for one, or finds it.
-    async fn place(&self, id: &str, branch: &str) -> Result<Placed> {
+    /// Answers also whether a spare worktree saves time there.
+    async fn place(&self, id: &str, branch: &str) -> Result<(Placed, bool)> {
         let inner = &self.inner;
         let runtime = inner.workspaces.runtime();
         if let Some(seen) = runtime.seen() {
             let sight = seen.borrow().projects.get(id).and_then(|sight| sight.pod.clone());
             let workspace = runtime.paths(id).workspace;
-            return Ok(found::placed(sight.as_ref(), workspace));
+            return Ok((found::placed(sight.as_ref(), workspace), false));
         }
         let Credential { token, kept } = inner.forge.reader(id).await?;
         if let Some(hash) = kept.hash() {
             store::projects::set_read_token(&mut inner.db.conn().await?, id, hash).await?;
         }
-        inner.workspaces.provision(id, branch, &inner.site.local, token.expose()).await?;
+        let is_large = inner.workspaces.provision(id, branch, &inner.site.local, token.expose()).await?;
         let paths = runtime.paths(id);
-        Ok(Placed {
+        let placed = Placed {
             status: ProjectStatus::Running,
             pod: paths.pod_name,
             workspace: paths.workspace,
             address: inner.site.local.clone(),
-        })
+        };
+        Ok((placed, is_large))
     }
 
     /// On a host that is shared with others, what was there before is neither taken nor removed.

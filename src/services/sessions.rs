@@ -251,7 +251,8 @@ impl Sessions {
         let worktree =
             Worktree { project: &project.id, path: &session.workspace, branch: &session.branch, session: &id };
         let sha = &prepared.start_sha;
-        inner.workspaces.add_worktree(&worktree, sha, &inner.site.local, token.expose()).await?;
+        let added = inner.workspaces.add_worktree(&worktree, sha, &inner.site.local, token.expose()).await?;
+        tracing::debug!(session.id = id, added.was_spare, "the worktree is there");
         let mut tx = inner.db.begin().await?;
         inner.queue.finish(&mut tx, task).await?;
         if !store::checkouts::activate(&mut tx, session.checkout_id, None, None).await? {
@@ -264,7 +265,13 @@ impl Sessions {
         let mut unshown = self.activity(&mut tx, &opened.session, "session.active", Some(caller.id)).await?;
         let checkout = &opened.opened.checkout;
         unshown.extend(inner.checkouts.activity(&mut tx, checkout, "checkout.created", Some(caller.id)).await?);
+        if added.is_large {
+            inner.projects.want_spare(&mut tx, &project.id).await?;
+        }
         tx.commit().await?;
+        if added.is_large {
+            inner.projects.wake_spare(&project.id);
+        }
         inner.streams.show(unshown);
         Ok(opened)
     }

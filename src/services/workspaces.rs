@@ -4,12 +4,16 @@
 //! arguments, never pasted in, and secrets by standard input.
 
 mod rescue;
+mod spare;
 mod under_review;
 mod worktree;
 
 use std::time::Duration;
 
-pub use self::{rescue::rescue_branch, worktree::Worktree};
+pub use self::{
+    rescue::rescue_branch,
+    worktree::{Added, Worktree},
+};
 use crate::{
     error::{Error, Result},
     runtime::{Place, Run, RunOutput},
@@ -62,6 +66,7 @@ git config user.name rdev
 git config user.email rdev@localhost
 git config "credential.$4.helper" ""
 git config --add "credential.$4.helper" "$(helper workspace)"
+! is_large .git/index || echo large
 "#;
 
 /// As [`CLONE`], into a folder that stays what it is: what is in it is never removed, and another repository there is
@@ -93,6 +98,7 @@ git config --add "credential.$4.helper" "$(helper workspace)"
 grep -qx '/\.rdev/' .git/info/exclude 2>/dev/null || { mkdir -p .git/info; echo '/.rdev/' >> .git/info/exclude; }
 with_credential "$4" workspace fetch --quiet origin
 git rev-parse --verify --quiet HEAD >/dev/null || git checkout --quiet -B "$2" --track "origin/$2"
+! is_large .git/index || echo large
 "#;
 
 /// $1 workspace, $2 URL: the SHA-256 of the credential, where all is as [`ADOPT`] leaves it.
@@ -142,18 +148,20 @@ impl Workspaces {
         &self.runtime
     }
 
-    /// Makes the project's place and clones into it.
+    /// Makes the project's place and clones into it. Answers whether there are many files, so that a spare worktree
+    /// saves time.
     ///
     /// # Errors
     /// Those of git, as an internal error; what was made is left for [`Workspaces::remove`].
-    pub async fn provision(&self, project: &str, branch: &str, base: &str, token: &str) -> Result<()> {
+    pub async fn provision(&self, project: &str, branch: &str, base: &str, token: &str) -> Result<bool> {
         self.runtime.prepare(project).await?;
         let paths = self.runtime.paths(project);
         let url = self.clone_url(base, project);
         let script = if paths.fixed { ADOPT } else { CLONE };
         let words = [&url, branch, &paths.workspace, base];
-        let output = self.script(project, script, &words, token.as_bytes(), CLONE_LIMIT).await?;
-        done("the workspace could not be cloned", &output)
+        let script = format!("{}{script}", spare::SPARE);
+        let output = self.script(project, &script, &words, token.as_bytes(), CLONE_LIMIT).await?;
+        done("the workspace could not be cloned", &output).map(|()| says(&output, LARGE))
     }
 
     /// The SHA-256, in hexadecimal digits, of the credential that a whole workspace reads with.
@@ -205,6 +213,13 @@ impl Workspaces {
         };
         self.runtime.run(project, run).await
     }
+}
+
+/// What a script says of a tree of many files.
+const LARGE: &str = "large";
+
+fn says(output: &RunOutput, word: &str) -> bool {
+    output.stdout.lines().any(|line| line == word)
 }
 
 fn done(what: &str, output: &RunOutput) -> Result<()> {

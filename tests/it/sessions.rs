@@ -4,6 +4,7 @@ mod in_the_way;
 mod lifetimes;
 mod races;
 mod rescue;
+mod spare;
 
 use std::path::Path;
 

@@ -2,7 +2,10 @@
 //! it. What people left in the clone (branches that are in the way, locks of gits that were killed)
 //! must not keep a session from being made, nor what they left in the worktree from being removed.
 
-use super::{CLONE_LIMIT, STEP_LIMIT, Workspaces, done};
+use super::{
+    CLONE_LIMIT, LARGE, STEP_LIMIT, Workspaces, done, says,
+    spare::{FROM_SPARE, SPARE},
+};
 use crate::error::Result;
 
 /// A session's worktree.
@@ -13,8 +16,16 @@ pub struct Worktree<'a> {
     pub session: &'a str,
 }
 
-/// $1 workspace, $2 worktree, $3 branch, $4 session, $5 base, $6 URL, $7 commit; the token on standard input.
-/// The commit is fetched only where the clone lacks it, and all cores write its files. What belongs to the
+/// One that was made.
+pub struct Added {
+    /// There are many files, so a spare saves time.
+    pub is_large: bool,
+    /// It was the spare.
+    pub was_spare: bool,
+}
+
+/// After [`FROM_SPARE`]: $1 workspace, $2 worktree, $3 branch, $4 session, $5 base, $6 URL, $7 commit; the token on standard input.
+/// The commit is fetched only where the clone lacks it, and where no spare can be taken all cores write its files. What belongs to the
 /// branch is configured for the worktree alone, so that nothing of it is left in the clone. A second try is
 /// made after clearing up.
 const ADD: &str = r#"
@@ -35,11 +46,19 @@ let_go() {
     test "$(git symbolic-ref --quiet HEAD || true)" != "$1" || git update-ref --no-deref HEAD "$(git rev-parse HEAD)"
 }
 set_here() { git config --file "$own/config.worktree" "$@"; }
+files() {
+    if from_spare "$@"; then
+        echo spare
+        return
+    fi
+    make_way
+    git -c core.hooksPath=/dev/null -c checkout.workers=0 \
+        worktree add --quiet --force --no-track -B "$3" "$2" "refs/remotes/origin/$3"
+}
 make() {
     bring "$3" "$7" "$5" "$6" "$4" &&
         let_go "refs/heads/$3" &&
-        git -c core.hooksPath=/dev/null -c checkout.workers=0 \
-            worktree add --quiet --force --no-track -B "$3" "$2" "refs/remotes/origin/$3" &&
+        files "$@" &&
         set_here "credential.$5.helper" "" &&
         set_here --add "credential.$5.helper" "$(helper "sessions/$4")" &&
         set_here push.default current &&
@@ -62,6 +81,7 @@ if ! make "$@" 2>/dev/null; then
     clear_up "$@"
     make "$@"
 fi
+! is_large "$own/index" || echo large
 "#;
 
 /// $1 workspace, $2 worktree, $3 branch, $4 session. Whatever is left is removed. It goes from its place in one
@@ -96,12 +116,14 @@ impl Workspaces {
     ///
     /// # Errors
     /// Those of git.
-    pub async fn add_worktree(&self, worktree: &Worktree<'_>, sha: &str, base: &str, token: &str) -> Result<()> {
+    pub async fn add_worktree(&self, worktree: &Worktree<'_>, sha: &str, base: &str, token: &str) -> Result<Added> {
         let workspace = self.runtime.paths(worktree.project).workspace;
         let url = self.clone_url(base, worktree.project);
         let words = [&workspace, worktree.path, worktree.branch, worktree.session, base, &url, sha];
-        let output = self.script(worktree.project, ADD, &words, token.as_bytes(), CLONE_LIMIT).await?;
-        done("the session's worktree could not be made", &output)
+        let script = format!("{SPARE}{FROM_SPARE}{ADD}");
+        let output = self.script(worktree.project, &script, &words, token.as_bytes(), CLONE_LIMIT).await?;
+        done("the session's worktree could not be made", &output)?;
+        Ok(Added { is_large: says(&output, LARGE), was_spare: says(&output, "spare") })
     }
 
     /// Also when there is none, or half of one.
