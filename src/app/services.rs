@@ -45,7 +45,7 @@ use crate::{
         pipelines::{self, Pipelines},
         pool::{self, Pool},
         previews::{self, Previews},
-        projects::{self, Projects, Site},
+        projects::{self, PodDefaults, Projects, Site},
         receipts::Receipts,
         reviews::{self, Reviewing, Reviews},
         sagas::{self, Driver, Sagas},
@@ -330,6 +330,7 @@ fn rules(
         workspaces: workspaces.clone(),
         site: site.clone(),
         import_root: config.import_root.clone(),
+        pods: PodDefaults { image: config.pod_image.clone(), storage: config.pod_storage.clone() },
     });
     let following = Following::new(db(), clock(), queue(), streams(), place.clone(), metrics.clone());
     let commands = Commands::new(commands::Parts {
@@ -365,6 +366,7 @@ fn rules(
         projects: projects.clone(),
         workspaces: workspaces.clone(),
         preview_domain: preview_domain(config, site),
+        preview_ingress: config.preview_ingress,
         site: site.clone(),
         previews: ground.previews.clone(),
         own_ports: own_ports(config, address),

@@ -11,7 +11,9 @@ use ipnet::IpNet;
 use url::Url;
 
 use super::settings::Settings;
-use crate::domain::{api_key::ApiKey, durations, ids::ProjectId, signing::Secrets, sizes};
+use crate::domain::{
+    api_key::ApiKey, durations, ids::ProjectId, project::is_image, signing::Secrets, sizes, storage::Storage,
+};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EmbeddedOrUrl {
@@ -87,6 +89,11 @@ pub struct Config {
     pub stop_commands: StopCommands,
     pub min_expires_in: Duration,
     pub preview_domain: Option<String>,
+    /// A Service and an Ingress for each preview.
+    pub preview_ingress: bool,
+    /// Of projects made on a cluster that name none.
+    pub pod_image: Option<String>,
+    pub pod_storage: Option<Storage>,
     pub import_root: Option<PathBuf>,
     pub git_host: GitHost,
     pub ci: Option<CiServer>,
@@ -144,6 +151,13 @@ impl Config {
             })?,
             min_expires_in: s.duration("RDEV_MIN_EXPIRES_IN")?,
             preview_domain: s.optional("RDEV_PREVIEW_DOMAIN", "a domain such as preview.example.com", domain_name)?,
+            preview_ingress: s.boolean("RDEV_PREVIEW_INGRESS")?,
+            pod_image: s.optional(
+                "RDEV_POD_IMAGE",
+                "the name of an image, such as registry.example.com/tools:1",
+                |t| is_image(t).then(|| t.to_owned()),
+            )?,
+            pod_storage: s.optional("RDEV_POD_STORAGE", "a size such as 10Gi, or class:10Gi", Storage::parse)?,
             import_root: s.optional("RDEV_IMPORT_ROOT", "a folder that exists", existing_folder)?,
             git_host: git_host(&s)?,
             ci: ci_server(&s)?,
@@ -196,7 +210,6 @@ impl Config {
 
 /// Settings of parts that are not in this program are parsed all the same: a typo is found at once.
 fn check_later_parts(s: &Source) -> Result<(), String> {
-    s.boolean("RDEV_PREVIEW_INGRESS")?;
     s.optional("OTEL_EXPORTER_OTLP_ENDPOINT", "an http:// or https:// URL", base_url)?;
     Ok(())
 }

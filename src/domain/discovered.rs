@@ -41,6 +41,8 @@ pub struct Memory {
     pub patched: BTreeSet<String>,
     /// What could not be used, for whoever looks at the project.
     pub details: Vec<Value>,
+    /// A deletion of it failed in part.
+    pub deleting: bool,
 }
 
 /// What is said of a project outside.

@@ -29,6 +29,7 @@ pub mod scopes;
 pub mod session;
 pub mod signing;
 pub mod sizes;
+pub mod storage;
 pub mod stream;
 pub mod task;
 pub mod words;

@@ -35,8 +35,18 @@ pub struct Project {
     pub agent_command: Option<Vec<String>>,
     pub source: String,
     pub address: String,
+    /// What its place on a cluster is made of, where that is ours.
+    pub image: Option<String>,
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
+}
+
+/// Whether this may be the name of an image; whether there is one, the cluster knows.
+pub fn is_image(text: &str) -> bool {
+    let is_sound = |c: char| c.is_ascii_alphanumeric() || "._-/:@".contains(c);
+    (1..=512).contains(&text.len())
+        && text.chars().all(is_sound)
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
 }
 
 /// A project's place, as the project's row tells of it.
@@ -60,6 +70,8 @@ pub struct ProjectSettings {
     pub preview_port: Option<i32>,
     pub review_command: Option<Vec<String>>,
     pub agent_command: Option<Vec<String>>,
+    /// What its place on a cluster is to be made of.
+    pub image: Option<String>,
     /// Names of those to have no value any more.
     pub unset: Vec<&'static str>,
 }

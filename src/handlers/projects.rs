@@ -19,13 +19,13 @@ use crate::{
     domain::{
         branch::BranchName,
         ids::ProjectId,
-        project::{Project, ProjectSettings, ProjectStatus},
+        project::{Project, ProjectSettings, ProjectStatus, is_image},
         scopes::Scope,
     },
     error::{Error, Result},
     services::{
         deletion::Deletion,
-        projects::{NewProject, Projects},
+        projects::{NewProject, Projects, Undeployed as TakenAway},
         receipts::Answer,
         sessions,
     },
@@ -70,8 +70,11 @@ pub struct ProjectView {
     review_command: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     agent_command: Option<Vec<String>>,
+    /// What its place on a cluster is made of, where rdev makes it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image: Option<String>,
     source: String,
-    /// What was found of its settings outside and could not be used.
+    /// What was found of its settings outside and could not be used, and why its pod does not run.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Vec<Object>>)]
     details: Option<Vec<serde_json::Value>>,
@@ -101,6 +104,7 @@ impl ProjectView {
             preview_port: p.preview_port,
             review_command: p.review_command,
             agent_command: p.agent_command,
+            image: p.image,
             source: p.source,
             details: None,
             created_at: p.created_at,
@@ -130,6 +134,8 @@ struct ProjectFields {
     #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<Vec<String>>)]
     agent_command: Option<Option<Vec<String>>>,
+    /// With the Kubernetes runtime: what its pod is made of, by rdev.
+    image: Option<String>,
 }
 
 /// Tells `null` from what was left out.
@@ -148,6 +154,10 @@ impl ProjectFields {
                 return Err(Error::invalid(format!("{field} must be a list of words, the program first")));
             }
         }
+        let image = self.image.filter(|image| !image.is_empty());
+        if image.as_deref().is_some_and(|image| !is_image(image)) {
+            return Err(Error::invalid("image must be the name of an image, such as registry.example.com/tools:1"));
+        }
         let unset = [
             ("preview_port", self.preview_port == Some(None)),
             ("review_command", self.review_command == Some(None)),
@@ -163,6 +173,7 @@ impl ProjectFields {
             preview_port: self.preview_port.flatten().map(port).transpose()?,
             review_command: self.review_command.flatten(),
             agent_command: self.agent_command.flatten(),
+            image,
             unset: unset.into_iter().filter(|(_, is_unset)| *is_unset).map(|(name, _)| name).collect(),
         })
     }
@@ -189,6 +200,7 @@ impl CreateProject {
             settings: self.fields.parse()?,
             default_branch,
             import_url: self.import_url.filter(|url| !url.is_empty()),
+            image_is_asked: false,
         })
     }
 }
@@ -256,6 +268,9 @@ struct Deleted {
     status: &'static str,
     id: String,
     undeployed: Vec<Removed>,
+    /// What carries the project's label and is of a kind that rdev does not remove.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    left: Vec<Removed>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -263,6 +278,9 @@ struct Undeployed {
     status: &'static str,
     id: String,
     deleted: Vec<Removed>,
+    /// What carries the project's label and is of a kind that rdev does not remove.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    left: Vec<Removed>,
 }
 
 #[derive(Deserialize, ToSchema)]
@@ -277,9 +295,9 @@ async fn delete(
     InProject(project): InProject,
     Query(query): Query<DeleteQuery>,
 ) -> Result<Data<Deleted>> {
-    let undeployed = removed(&service, &project);
-    service.deletion.delete(&caller, &project, query.forget.unwrap_or(false)).await?;
-    Ok(Data(Deleted { status: "deleted", id: project.id.clone(), undeployed }))
+    let gone = service.deletion.delete(&caller, &project, query.forget.unwrap_or(false)).await?;
+    let (undeployed, left) = removed(&gone);
+    Ok(Data(Deleted { status: "deleted", id: project.id.clone(), undeployed, left }))
 }
 
 async fn undeploy(
@@ -287,10 +305,12 @@ async fn undeploy(
     InProject(project): InProject,
     _: Body<Nothing>,
 ) -> Result<Data<Undeployed>> {
-    let deleted = removed(&service, &project);
-    Ok(Data(Undeployed { status: "undeployed", id: project.id.clone(), deleted }))
+    let (deleted, left) = removed(&service.projects.undeploy(&project.id).await?);
+    Ok(Data(Undeployed { status: "undeployed", id: project.id.clone(), deleted, left }))
 }
 
-fn removed(service: &Service, project: &Project) -> Vec<Removed> {
-    service.projects.undeploy(project).into_iter().map(|(kind, name)| Removed { kind, name }).collect()
+/// What went, and what stays.
+fn removed(taken: &TakenAway) -> (Vec<Removed>, Vec<Removed>) {
+    let shown = |objects: Vec<_>| objects.into_iter().map(|(kind, name)| Removed { kind, name }).collect();
+    (shown(taken.deleted_names()), shown(taken.left_names()))
 }

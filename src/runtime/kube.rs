@@ -9,6 +9,8 @@ mod connect;
 mod exec;
 mod follow;
 mod frames;
+mod making;
+mod objects;
 mod orders;
 mod payload;
 mod places;
@@ -25,7 +27,11 @@ use std::{
 use futures::{FutureExt as _, future::BoxFuture};
 use tokio_util::sync::CancellationToken;
 
-pub use self::cluster::Access;
+pub use self::{
+    cluster::Access,
+    making::{Exposed, Fares},
+    objects::Objects,
+};
 use self::{
     cluster::{ANSWER, Cluster},
     exec::{Told, tell},
@@ -309,5 +315,9 @@ impl Runtime for Kube {
 
     fn shares_ports(&self) -> bool {
         false
+    }
+
+    fn objects(&self) -> Option<Objects> {
+        Some(Objects::new(self.inner.cluster.clone()))
     }
 }

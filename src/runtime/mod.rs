@@ -7,6 +7,7 @@
 
 pub mod kube;
 pub mod local;
+pub mod objects;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,7 +28,10 @@ use crate::{
     error::{Error, Result},
 };
 
-use self::kube::{Keeping, KubeOptions};
+use self::{
+    kube::{Keeping, KubeOptions},
+    objects::Objects,
+};
 
 /// The runtime that was chosen.
 pub type Place = Arc<dyn Runtime>;
@@ -74,8 +78,12 @@ pub struct SeenPod {
     pub status: ProjectStatus,
     pub workspace: String,
     pub description: Option<String>,
-    /// Made by rdev.
+    /// Its label says that it is ours.
     pub managed: bool,
+    /// A Deployment of ours made it, for a project that is known already.
+    pub made: bool,
+    /// Why it does not run, where the cluster says so.
+    pub trouble: Option<String>,
 }
 
 /// Settings of a project, as somebody wrote them down.
@@ -202,6 +210,9 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Free ports for previews are looked for here.
     fn shares_ports(&self) -> bool;
+
+    /// Objects of a cluster; `None` where there is no cluster.
+    fn objects(&self) -> Option<Objects>;
 }
 
 /// What the local runtime needs to know of the machine.

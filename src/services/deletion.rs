@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     checkouts::Checkouts,
     commands::Commands,
-    projects::{CREATE_TASK, Projects, stamp},
+    projects::{CREATE_TASK, DELETE_TASK, Projects, Undeployed, busy, shown, stamp},
     receipts::Answer,
     reviews::Reviews,
     sessions::Sessions,
@@ -33,7 +33,6 @@ use crate::{
     streams::Streams,
 };
 
-pub const DELETE_TASK: &str = "project.delete";
 /// Sessions that somebody else is at are waited for so long.
 const SETTLING: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(50);
@@ -65,13 +64,15 @@ impl Deletion {
         Self { inner: Arc::new(parts) }
     }
 
+    /// Answers what went from a cluster with it.
+    ///
     /// # Errors
     /// `DELETE_INCOMPLETE` with what failed; `PROJECT_BUSY` while it is being made or deleted; `PROJECT_DISCOVERED`.
-    pub async fn delete(&self, caller: &Key, project: &Project, forget: bool) -> Result<()> {
+    pub async fn delete(&self, caller: &Key, project: &Project, forget: bool) -> Result<Undeployed> {
         self.inner.projects.let_go(project, forget).await?;
         let task = self.begin(project).await?;
         match self.carry(&project.id, Some(caller), &task).await {
-            Ok(()) => Ok(()),
+            Ok(undeployed) => Ok(undeployed),
             Err(error) => {
                 self.leave_failed(&project.id, &task).await?;
                 Err(error)
@@ -82,12 +83,6 @@ impl Deletion {
     /// Nothing new starts in the project from here on.
     async fn begin(&self, project: &Project) -> Result<Claimed> {
         let inner = &self.inner;
-        let busy = || {
-            Error::conflict(
-                "PROJECT_BUSY",
-                "this project is being made or deleted just now, try again when that has ended",
-            )
-        };
         let mut tx = inner.db.begin().await?;
         store::projects::lock(&mut tx, &project.id).await?.ok_or_else(|| Error::not_found("project not found"))?;
         if store::tasks::one_exists(&mut tx, &[CREATE_TASK, DELETE_TASK], &project.id).await? {
@@ -100,7 +95,7 @@ impl Deletion {
         Ok(task)
     }
 
-    async fn carry(&self, id: &str, caller: Option<&Key>, task: &Claimed) -> Result<()> {
+    async fn carry(&self, id: &str, caller: Option<&Key>, task: &Claimed) -> Result<Undeployed> {
         let inner = &self.inner;
         let mut errors = Vec::new();
         note(&mut errors, "sessions", self.end_sessions(id).await);
@@ -108,7 +103,9 @@ impl Deletion {
         note(&mut errors, "reviews", inner.reviews.stop_all(id).await);
         note(&mut errors, "commands", inner.commands.end_all(id, None, EndAsked::Cancelled).await);
         note(&mut errors, "spare", inner.projects.end_spare(id).await);
-        note(&mut errors, "workspace", inner.workspaces.remove(id).await);
+        note(&mut errors, "workspace", self.remove_workspace(id).await);
+        let undeployed = inner.projects.take_away(id).await.map_err(|error| note(&mut errors, "undeploy", Err(error)));
+        let undeployed = undeployed.unwrap_or_default();
         note(&mut errors, "repository", inner.projects.remove_repository(id).await);
         if !errors.is_empty() {
             return Err(Error::new(
@@ -116,9 +113,16 @@ impl Deletion {
                 "DELETE_INCOMPLETE",
                 "not everything of this project could be removed; repeat the call",
             )
-            .detail("errors", errors));
+            .detail("errors", errors)
+            .detail("undeployed", undeployed.deleted.iter().map(shown).collect::<Vec<_>>()));
         }
-        self.drop_rows(id, caller, task).await
+        self.drop_rows(id, caller, task).await.map(|()| undeployed)
+    }
+
+    /// A place that is made here goes as a whole.
+    async fn remove_workspace(&self, id: &str) -> Result<()> {
+        let is_made = self.inner.projects.find(id).await?.is_some_and(|project| project.image.is_some());
+        if is_made { Ok(()) } else { self.inner.workspaces.remove(id).await }
     }
 
     /// Also those that are being made or ended just now. Work is rescued: should the repository stay, it has it.
@@ -173,6 +177,7 @@ impl Deletion {
         let mut tx = inner.db.begin().await?;
         inner.queue.finish(&mut tx, task).await?;
         store::projects::set_status(&mut tx, id, ProjectStatus::Failed, inner.clock.now()).await?;
+        inner.projects.stays_failed(&mut tx, id).await?;
         Ok(tx.commit().await?)
     }
 
@@ -222,7 +227,11 @@ impl Perform for Deletion {
 fn note(errors: &mut Vec<serde_json::Value>, step: &str, outcome: Result<()>) {
     if let Err(error) = outcome {
         tracing::warn!(%error, step, "a step of a deletion failed");
-        errors.push(json!({"step": step, "message": error.message()}));
+        let mut told = json!({"step": step, "message": error.message()});
+        for (name, value) in error.details() {
+            told[name.as_str()] = value.clone();
+        }
+        errors.push(told);
     }
 }
 

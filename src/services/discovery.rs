@@ -13,8 +13,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    deletion::DELETE_TASK,
-    projects::{CREATE_TASK, NewProject, Projects, record_activity, stamp},
+    projects::{CREATE_TASK, DELETE_TASK, NewProject, Projects, record_activity, stamp},
     sessions::Sessions,
 };
 use crate::{
@@ -105,7 +104,9 @@ impl Discovery {
                 continue;
             }
             let done = match (known.get(id), &sight.pod) {
-                (Some(_), _) => self.look(id, sight).await,
+                (Some(project), _) => self.look(project, sight).await,
+                // Of one that is gone, or that another database knows.
+                (None, Some(pod)) if pod.made => Ok(true),
                 (None, Some(pod)) => self.begin(id, pod, sight).await,
                 (None, None) => Ok(true),
             };
@@ -144,6 +145,7 @@ impl Discovery {
             settings: ProjectSettings { unset: Vec::new(), ..settings },
             default_branch: found.text("default_branch").and_then(|name| BranchName::parse(name).ok()),
             import_url: found.text("import_url").map(str::to_owned),
+            image_is_asked: false,
         };
         match self.inner.projects.discover(new, &memory).await {
             Ok(_) => true,
@@ -157,8 +159,12 @@ impl Discovery {
     }
 
     /// Brings a row up to what is seen. False while the project is being made or deleted.
-    async fn look(&self, id: &str, sight: &Sight) -> Result<bool> {
-        let inner = &self.inner;
+    async fn look(&self, known: &Project, sight: &Sight) -> Result<bool> {
+        let (inner, id) = (&self.inner, known.id.as_str());
+        let otherwise = match sight.pod {
+            Some(_) => (ProjectStatus::NotFound, None),
+            None => inner.projects.without_pod(known).await?,
+        };
         let (known, wiped) = self.is_wiped(id, sight).await?;
         let mut tx = inner.db.begin().await?;
         let Some(project) = store::projects::lock(&mut tx, id).await? else { return Ok(true) };
@@ -168,7 +174,9 @@ impl Discovery {
         let before = store::discovered::find(&mut tx, id).await?;
         let mut memory = before.clone();
         let now = inner.clock.now();
-        if let Some(settings) = memory.learn(id, &found(sight)) {
+        let mut found = found(sight);
+        found.details.extend(otherwise.1.map(|message| json!({"message": message})));
+        if let Some(settings) = memory.learn(id, &found) {
             store::projects::update(&mut tx, id, &settings, now).await?;
         }
         let mut lost = 0;
@@ -185,7 +193,9 @@ impl Discovery {
         if let Some(container) = sight.pod.as_ref().and_then(|pod| pod.container.as_ref()) {
             memory.container = Some(container.clone());
         }
-        let unshown = self.place(&mut tx, &project, sight.pod.as_ref()).await?;
+        let status = sight.pod.as_ref().map_or(otherwise.0, |pod| pod.status);
+        let status = if memory.deleting { ProjectStatus::Failed } else { status };
+        let unshown = self.place(&mut tx, &project, status, sight.pod.as_ref()).await?;
         if memory != before {
             store::discovered::put(&mut tx, id, &memory).await?;
         }
@@ -214,9 +224,15 @@ impl Discovery {
     }
 
     /// State, pod and workspace, as they are.
-    async fn place(&self, tx: &mut Conn, project: &Project, pod: Option<&SeenPod>) -> Result<Unshown> {
+    async fn place(
+        &self,
+        tx: &mut Conn,
+        project: &Project,
+        status: ProjectStatus,
+        pod: Option<&SeenPod>,
+    ) -> Result<Unshown> {
         let placed = Placed {
-            status: pod.map_or(ProjectStatus::NotFound, |pod| pod.status),
+            status,
             pod: pod.map_or_else(|| project.pod_name.clone(), |pod| pod.name.clone()),
             workspace: pod.map_or_else(|| project.workspace.clone(), |pod| pod.workspace.clone()),
             address: project.address.clone(),
@@ -243,5 +259,10 @@ impl Discovery {
 
 fn found(sight: &Sight) -> Found {
     let description = sight.pod.as_ref().and_then(|pod| pod.description.as_deref());
-    Found::read(description, sight.config.iter().map(|config| (config.name.as_str(), &config.data)))
+    let config = sight.config.iter().map(|config| (config.name.as_str(), &config.data));
+    let mut found = Found::read(description, config);
+    if let Some((pod, why)) = sight.pod.as_ref().and_then(|pod| Some((&pod.name, pod.trouble.as_ref()?))) {
+        found.details.push(json!({"pod": pod, "message": why}));
+    }
+    found
 }

@@ -1,6 +1,7 @@
 //! Projects: made whole or not at all. A creation is a task: a process that dies in the
 //! middle of one leaves it to another, which undoes it.
 
+mod deployed;
 mod first_need;
 mod found;
 mod spare;
@@ -40,12 +41,18 @@ const UNDO_AGAIN: Duration = Duration::from_secs(2);
 
 pub const CREATE_TASK: &str = "project.create";
 
+pub const DELETE_TASK: &str = "project.delete";
+
+pub use self::deployed::{PodDefaults, Undeployed, busy, shown};
+
 /// A project asked for.
 pub struct NewProject {
     pub id: String,
     pub settings: ProjectSettings,
     pub default_branch: Option<BranchName>,
     pub import_url: Option<String>,
+    /// The image is what the client wants, not the default.
+    pub image_is_asked: bool,
 }
 
 /// Where this server is reached.
@@ -106,6 +113,7 @@ pub struct Parts {
     pub workspaces: Workspaces,
     pub site: Site,
     pub import_root: Option<PathBuf>,
+    pub pods: PodDefaults,
 }
 
 impl Projects {
@@ -143,8 +151,11 @@ impl Projects {
     }
 
     /// # Errors
-    /// `PROJECT_EXISTS`, `IMPORT_FAILED`, 400 for a default branch that the source lacks.
-    pub async fn create(&self, caller: &Key, new: NewProject, answer: Answer<Project>) -> Result<Project> {
+    /// `PROJECT_EXISTS`, `IMPORT_FAILED`, 400 for a default branch that the source lacks, those of a cluster.
+    pub async fn create(&self, caller: &Key, mut new: NewProject, answer: Answer<Project>) -> Result<Project> {
+        let asked = new.settings.image.take();
+        new.settings.image = self.image_for(asked.as_ref());
+        new.image_is_asked = asked.is_some();
         let mut memory = Memory::default();
         memory.set_by_hand(&new.settings);
         self.create_as("api", Some(caller), new, &memory, answer).await
@@ -193,7 +204,7 @@ impl Projects {
     ) -> Result<Project> {
         let inner = &self.inner;
         let branch = self.make_repository(new).await?;
-        let (placed, is_large) = self.place(&new.id, &branch).await?;
+        let (placed, is_large) = self.place(new, &branch).await?;
         let now = inner.clock.now();
         let mut tx = inner.db.begin().await?;
         inner.queue.finish(&mut tx, task).await?;
@@ -214,11 +225,17 @@ impl Projects {
 
     /// Makes the place where that is ours to do; elsewhere the project waits for one, or finds it.
     /// Answers also whether a spare worktree saves time there.
-    async fn place(&self, id: &str, branch: &str) -> Result<(Placed, bool)> {
-        let inner = &self.inner;
+    async fn place(&self, new: &NewProject, branch: &str) -> Result<(Placed, bool)> {
+        let (inner, id) = (&self.inner, new.id.as_str());
         let runtime = inner.workspaces.runtime();
         if let Some(seen) = runtime.seen() {
             let sight = seen.borrow().projects.get(id).and_then(|sight| sight.pod.clone());
+            if let Some(image) = &new.settings.image {
+                match self.deploy_new(id, image, new.image_is_asked, sight.as_ref()).await? {
+                    Some(placed) => return Ok((placed, false)),
+                    None => store::projects::forget_image(&mut inner.db.conn().await?, id).await?,
+                }
+            }
             let workspace = runtime.paths(id).workspace;
             return Ok((found::placed(sight.as_ref(), workspace), false));
         }
@@ -290,10 +307,14 @@ impl Projects {
         let id = &task.subject;
         let found = self.find(id).await?;
         // A commit whose answer was lost has finished the task already.
-        if found.is_some_and(|project| project.status != ProjectStatus::Pending) {
+        if found.as_ref().is_some_and(|project| !is_being_made(project)) {
             return Ok(());
         }
-        self.inner.workspaces.remove(id).await?;
+        if found.is_some_and(|project| project.image.is_some()) {
+            self.take_away(id).await?;
+        } else {
+            self.inner.workspaces.remove(id).await?;
+        }
         self.remove_repository(id).await?;
         let mut tx = self.inner.db.begin().await?;
         self.inner.queue.finish(&mut tx, task).await?;
@@ -322,6 +343,8 @@ impl Projects {
             let free: Vec<&str> = before.filter(|pattern| !now.contains(pattern)).collect();
             self.inner.forge.protect(&project.id, &now, &free).await?;
         }
+        let settings =
+            &ProjectSettings { image: self.redeploy(project, settings.image.as_ref()).await?, ..settings.clone() };
         let now = self.inner.clock.now();
         if !self.finds_projects() {
             let mut conn = self.inner.db.conn().await?;
@@ -330,17 +353,19 @@ impl Projects {
         }
         let mut tx = self.inner.db.begin().await?;
         let updated = store::projects::update(&mut tx, &project.id, settings, now).await?;
-        let updated = updated.ok_or_else(|| Error::not_found("project not found"))?;
+        let Some(updated) = updated else {
+            drop(tx);
+            // It went meanwhile, and its place with it.
+            if settings.image.is_some() {
+                self.take_away(&project.id).await?;
+            }
+            return Err(Error::not_found("project not found"));
+        };
         let mut memory = store::discovered::find(&mut tx, &project.id).await?;
         memory.set_by_hand(settings);
         store::discovered::put(&mut tx, &project.id, &memory).await?;
         tx.commit().await?;
         Ok(updated)
-    }
-
-    /// What carries the project's label on a cluster; nothing with the local runtime.
-    pub fn undeploy(&self, _: &Project) -> Vec<(String, String)> {
-        Vec::new()
     }
 
     /// Tells workspaces where this server is whose address no living process has any more: after a
@@ -409,6 +434,11 @@ pub async fn record_activity(
 /// The time as events show it.
 pub fn stamp(clock: &Clock) -> String {
     clock.now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
+}
+
+/// Its creation has not come to its end.
+fn is_being_made(project: &Project) -> bool {
+    project.status == ProjectStatus::Pending && project.default_branch.is_empty()
 }
 
 fn bad_pattern(error: impl std::fmt::Display) -> Error {

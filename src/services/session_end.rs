@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{
     receipts::Answer,
     reviews::Due,
-    sessions::{CREATE_TASK, END_TASK, Sessions, not_active, not_found},
+    sessions::{CREATE_TASK, END_TASK, HIDE_TASK, Sessions, not_active, not_found},
     workspaces::Worktree,
 };
 use crate::{
@@ -138,7 +138,8 @@ impl Sessions {
                 outcome => outcome?,
             }
         }
-        self.close(session, plan, task, answer).await
+        let is_hidden = self.hide_somehow(session.id).await;
+        self.close(session, plan, task, is_hidden, answer).await
     }
 
     /// With `on_dirty: fail` a session with such work goes on as if nothing had been asked.
@@ -171,6 +172,7 @@ impl Sessions {
         session: &Session,
         plan: &EndPlan,
         task: &Claimed,
+        is_hidden: bool,
         answer: &Answer<Session>,
     ) -> Result<Session> {
         let inner = &self.inner;
@@ -207,7 +209,13 @@ impl Sessions {
         unshown.extend(inner.checkouts.tell_queued(&mut tx, queued.as_ref()).await?);
         unshown.extend(self.last_event(&mut tx, &ended, status_text(status), plan.reason.text()).await?);
         answer.keep(&mut tx, &ended).await?;
+        if !is_hidden {
+            self.hide_later(&mut tx, session.id).await?;
+        }
         tx.commit().await?;
+        if !is_hidden {
+            self.wake_hiding();
+        }
         inner.previews.close(session.id);
         inner.checkouts.wake_review(queued.as_ref());
         let dead = match &checkout {
@@ -262,16 +270,17 @@ impl Sessions {
 
 impl Perform for Sessions {
     fn kinds(&self) -> &'static [&'static str] {
-        &[CREATE_TASK, END_TASK]
+        &[CREATE_TASK, END_TASK, HIDE_TASK]
     }
 
     /// A creation that was left behind is taken back, an end is carried on.
     fn perform(self: Arc<Self>, task: Claimed, stop: CancellationToken) -> BoxFuture<'static, ()> {
         async move {
             let work = async {
-                if task.kind == CREATE_TASK {
-                    self.undo(&task).await;
-                    return;
+                match task.kind.as_str() {
+                    CREATE_TASK => return self.undo(&task).await,
+                    HIDE_TASK => return self.resume_hiding(&task).await,
+                    _ => {}
                 }
                 match self.resume_end(&task).await {
                     Ok(()) => {}

@@ -3,6 +3,7 @@
 //! whoever finds that task without its process takes everything back.
 
 mod asked;
+mod exposed;
 
 use std::{sync::Arc, time::Duration};
 
@@ -45,6 +46,8 @@ const PORT_IN_USE: &str = "PORT_IN_USE";
 
 pub const CREATE_TASK: &str = "session.create";
 pub const END_TASK: &str = "session.end";
+/// What a preview has on a cluster goes, after a session that has ended.
+pub const HIDE_TASK: &str = "session.hide";
 
 /// A session asked for.
 #[derive(Clone)]
@@ -78,6 +81,8 @@ pub struct Parts {
     pub site: Site,
     pub previews: Previews,
     pub preview_domain: Option<String>,
+    /// Each preview has a Service and an Ingress of its own, where there is a cluster.
+    pub preview_ingress: bool,
     /// Ports of this server's own, which are never a preview's.
     pub own_ports: Vec<u16>,
 }
@@ -253,6 +258,7 @@ impl Sessions {
         let sha = &prepared.start_sha;
         let added = inner.workspaces.add_worktree(&worktree, sha, &inner.site.local, token.expose()).await?;
         tracing::debug!(session.id = id, added.was_spare, "the worktree is there");
+        self.expose(&session).await?;
         let mut tx = inner.db.begin().await?;
         inner.queue.finish(&mut tx, task).await?;
         if !store::checkouts::activate(&mut tx, session.checkout_id, None, None).await? {
@@ -299,6 +305,7 @@ impl Sessions {
             session: &task.subject,
         };
         inner.workspaces.remove_worktree(&worktree).await?;
+        let is_hidden = self.hide_somehow(id).await;
         if let Some(checkout) = store::checkouts::find_any(&mut inner.db.conn().await?, session.checkout_id).await? {
             inner.checkouts.take_back(&checkout).await?;
         }
@@ -309,7 +316,13 @@ impl Sessions {
         store::sessions::end(&mut tx, id, SessionStatus::Failed, "provisioning_failed", now).await?;
         let mut unshown = self.activity(&mut tx, &session, "session.failed", None).await?;
         unshown.extend(self.last_event(&mut tx, &session, "failed", "provisioning_failed").await?);
+        if !is_hidden {
+            self.hide_later(&mut tx, id).await?;
+        }
         tx.commit().await?;
+        if !is_hidden {
+            self.wake_hiding();
+        }
         inner.streams.show(unshown);
         Ok(())
     }

@@ -16,9 +16,9 @@ pub async fn insert(
     now: DateTime<Utc>,
 ) -> Result<Project, DbError> {
     let sql = "insert into project (id, name, description, status, labels, allow_scripts, protected_branches,
-                                    preview_port, review_command, agent_command, created_at, updated_at, source)
+                                    preview_port, review_command, agent_command, created_at, updated_at, source, image)
                values ($1, coalesce($2, $1), coalesce($3, ''), 'pending', coalesce($4, '{}'::jsonb), coalesce($5, true),
-                       coalesce($6, '{}'::text[]), $7, $8, $9, $10, $10, $11)
+                       coalesce($6, '{}'::text[]), $7, $8, $9, $10, $10, $11, $12)
                returning *";
     let query = query_as(sql)
         .bind(id)
@@ -31,7 +31,8 @@ pub async fn insert(
         .bind(&settings.review_command)
         .bind(&settings.agent_command)
         .bind(now)
-        .bind(source);
+        .bind(source)
+        .bind(&settings.image);
     c.one(query).await
 }
 
@@ -83,7 +84,7 @@ pub async fn update(
                    preview_port = case when 'preview_port' = any($11) then null else coalesce($7, preview_port) end,
                    review_command = case when 'review_command' = any($11) then null else coalesce($8, review_command) end,
                    agent_command = case when 'agent_command' = any($11) then null else coalesce($9, agent_command) end,
-                   updated_at = $10
+                   image = coalesce($12, image), updated_at = $10
                where id = $1
                returning *";
     let query = query_as(sql)
@@ -97,7 +98,8 @@ pub async fn update(
         .bind(&s.review_command)
         .bind(&s.agent_command)
         .bind(now)
-        .bind(&s.unset);
+        .bind(&s.unset)
+        .bind(&s.image);
     c.optional(query).await
 }
 
@@ -131,6 +133,11 @@ pub async fn set_status(c: &mut Conn, id: &str, status: ProjectStatus, now: Date
 
 pub async fn set_address(c: &mut Conn, id: &str, address: &str) -> Result<(), DbError> {
     c.execute(query("update project set address = $2 where id = $1").bind(id).bind(address)).await.map(drop)
+}
+
+/// Its place is not made any more.
+pub async fn forget_image(c: &mut Conn, id: &str) -> Result<(), DbError> {
+    c.execute(query("update project set image = null where id = $1").bind(id)).await.map(drop)
 }
 
 pub async fn set_read_token(c: &mut Conn, id: &str, hash: &[u8]) -> Result<(), DbError> {

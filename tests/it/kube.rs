@@ -2,8 +2,11 @@
 //! break, pods go and the cluster says no. Told on a cluster that is none (`support/kube.rs`).
 
 mod commands;
+mod deployments;
 mod discovery;
+mod ingress;
 mod manifests;
+mod objects;
 mod real;
 mod refusals;
 

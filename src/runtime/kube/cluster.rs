@@ -6,7 +6,7 @@ use std::{fmt, path::PathBuf, time::Duration};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::{
     Api, Client,
-    api::{AttachParams, AttachedProcess, Portforwarder},
+    api::{ApiResource, AttachParams, AttachedProcess, DynamicObject, Portforwarder},
     config::{KubeConfigOptions, Kubeconfig},
 };
 
@@ -30,12 +30,12 @@ pub struct Access {
 
 /// What is asked of the cluster; named in a refusal.
 #[derive(Debug, Clone, Copy)]
-pub struct Right {
-    pub verb: &'static str,
-    pub resource: &'static str,
+pub struct Right<'a> {
+    pub verb: &'a str,
+    pub resource: &'a str,
 }
 
-impl Right {
+impl Right<'static> {
     pub const EXEC: Self = Self { verb: "create", resource: "pods/exec" };
     pub const FORWARD: Self = Self { verb: "create", resource: "pods/portforward" };
     pub const GET_PODS: Self = Self { verb: "get", resource: "pods" };
@@ -84,6 +84,14 @@ impl Cluster {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
+    pub fn dynamic(&self, resource: &ApiResource) -> Api<DynamicObject> {
+        Api::namespaced_with(self.client.clone(), &self.namespace, resource)
+    }
+
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
     /// The pod of this name as it is now.
     ///
     /// # Errors
@@ -114,15 +122,20 @@ impl Cluster {
         self.answered(Right::FORWARD, pods.portforward(&at.pod, &[port])).await
     }
 
-    async fn answered<T>(&self, right: Right, call: impl Future<Output = kube::Result<T>>) -> Result<T> {
-        match tokio::time::timeout(ANSWER, call).await {
-            Err(_) => Err(away("no answer in 5 s")),
-            Ok(answer) => answer.map_err(|error| self.refused(&error, right)),
-        }
+    async fn answered<T>(&self, right: Right<'_>, call: impl Future<Output = kube::Result<T>>) -> Result<T> {
+        self.told(call).await?.map_err(|error| self.refused(&error, right))
+    }
+
+    /// What the cluster says, in its own words.
+    ///
+    /// # Errors
+    /// Unavailable where it says nothing.
+    pub async fn told<T>(&self, call: impl Future<Output = kube::Result<T>>) -> Result<kube::Result<T>> {
+        tokio::time::timeout(ANSWER, call).await.map_err(|_| away("no answer in 5 s"))
     }
 
     /// An answer of the cluster that is none, in our words.
-    pub fn refused(&self, error: &kube::Error, right: Right) -> Error {
+    pub fn refused(&self, error: &kube::Error, right: Right<'_>) -> Error {
         let kube::Error::Api(status) = error else { return away(error) };
         match status.code {
             403 => forbidden(&status.message, right, &self.namespace),
@@ -138,7 +151,7 @@ pub fn away(cause: impl fmt::Display) -> Error {
 }
 
 /// The cluster itself says what it would have taken: `… cannot get resource "pods/exec" in …`.
-pub fn forbidden(message: &str, right: Right, namespace: &str) -> Error {
+pub fn forbidden(message: &str, right: Right<'_>, namespace: &str) -> Error {
     let told = message.split_once(" cannot ").and_then(|(_, rest)| {
         let (verb, rest) = rest.split_once(" resource \"")?;
         Some((verb, rest.split_once('"')?.0))

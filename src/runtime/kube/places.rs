@@ -4,14 +4,16 @@
 use k8s_openapi::api::core::v1::{ConfigMap, ContainerState, ContainerStatus, Pod};
 use kube::ResourceExt as _;
 
-use crate::domain::{ids::ProjectId, project::ProjectStatus};
+use crate::{
+    domain::{ids::ProjectId, project::ProjectStatus},
+    runtime::objects::{MANAGED_BY, OURS, PROJECT_ID},
+};
 
 pub const SELECTOR: &str = "rdev.orchard9.ai/project=true";
 const NAME: &str = "rdev.orchard9.ai/name";
 const DESCRIPTION: &str = "rdev.orchard9.ai/description";
 const WORKSPACE: &str = "rdev.orchard9.ai/workspace";
 const CONTAINER: &str = "kubectl.kubernetes.io/default-container";
-const MANAGED: &str = "app.kubernetes.io/managed-by";
 
 /// Where the workspace is unless the pod says otherwise.
 pub const WORKSPACE_DEFAULT: &str = "/workspace";
@@ -62,8 +64,12 @@ pub struct Candidate {
     pub container: Option<Container>,
     pub image: String,
     pub workspace: String,
-    /// rdev made it.
+    /// Its label says that it is ours.
     pub managed: bool,
+    /// It is ours, for this very project, and something else looks after it.
+    pub made: bool,
+    /// Why it does not run, where the cluster says so.
+    pub trouble: Option<String>,
     ready: bool,
     created: i64,
 }
@@ -82,16 +88,19 @@ pub fn candidate(pod: &Pod) -> Option<Candidate> {
     let told = status_of(pod, &chosen.name);
     let container = running(pod, told);
     let ready = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let is_managed = labels.get(MANAGED_BY).is_some_and(|by| by == OURS);
     Some(Candidate {
         project: project.clone(),
         description: labels.get(DESCRIPTION).or_else(|| pod.annotations().get(DESCRIPTION)).cloned(),
         pod: pod.name_any(),
         uid: pod.uid()?,
         status: status(pod, told),
-        container,
         image: chosen.image.clone().unwrap_or_default(),
         workspace: workspace(pod),
-        managed: labels.get(MANAGED).is_some_and(|by| by == "rdev"),
+        managed: is_managed,
+        made: is_managed && labels.get(PROJECT_ID) == Some(project) && is_controlled(pod),
+        trouble: trouble(pod, told).filter(|_| container.is_none()),
+        container,
         ready: ready.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True"),
         created: pod.metadata.creation_timestamp.as_ref().map_or(0, |at| at.0.as_millisecond()),
     })
@@ -141,6 +150,36 @@ fn status(pod: &Pod, told: Option<&ContainerStatus>) -> ProjectStatus {
         }
         _ => ProjectStatus::Pending,
     }
+}
+
+fn is_controlled(pod: &Pod) -> bool {
+    pod.owner_references().iter().any(|owner| owner.controller == Some(true))
+}
+
+/// What keeps a pod from running, in the cluster's words; nothing of one that is being started.
+fn trouble(pod: &Pod, told: Option<&ContainerStatus>) -> Option<String> {
+    let words = |reason: Option<&String>, message: Option<&String>| match (reason, message) {
+        (Some(reason), Some(message)) => Some(format!("{reason}: {message}")),
+        (reason, message) => reason.or(message).cloned(),
+    };
+    match told.and_then(|told| told.state.as_ref()) {
+        Some(ContainerState { waiting: Some(waiting), .. })
+            if waiting.reason.as_deref() != Some("ContainerCreating") =>
+        {
+            return words(waiting.reason.as_ref(), waiting.message.as_ref());
+        }
+        Some(ContainerState { terminated: Some(ended), .. }) => {
+            let reason = ended.reason.as_deref().unwrap_or("it ended");
+            return Some(format!("{reason}: exit code {}", ended.exit_code));
+        }
+        _ => {}
+    }
+    let status = pod.status.as_ref()?;
+    if status.phase.as_deref() == Some("Failed") {
+        return words(status.reason.as_ref(), status.message.as_ref());
+    }
+    let unplaced = status.conditions.iter().flatten().find(|it| it.type_ == "PodScheduled" && it.status == "False")?;
+    words(unplaced.reason.as_ref(), unplaced.message.as_ref())
 }
 
 /// Absolute and without tricks, else the default.

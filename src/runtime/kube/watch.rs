@@ -223,6 +223,8 @@ fn shown(candidate: &Candidate) -> SeenPod {
         workspace: candidate.workspace.clone(),
         description: candidate.description.clone(),
         managed: candidate.managed,
+        made: candidate.made,
+        trouble: candidate.trouble.clone(),
     }
 }
 

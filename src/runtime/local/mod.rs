@@ -38,7 +38,7 @@ use self::{
     spec::{Kind, Program, Reason, Sandbox, Spec},
     watch::Watch,
 };
-use super::{Follow, Handle, Isolation, LocalOptions, Paths, Run, RunOutput, Runtime, Seen, Wire};
+use super::{Follow, Handle, Isolation, LocalOptions, Paths, Run, RunOutput, Runtime, Seen, Wire, objects::Objects};
 use crate::{
     config::SandboxChoice,
     domain::command::{EndAsked, Launch},
@@ -343,6 +343,10 @@ impl Runtime for Local {
 
     fn shares_ports(&self) -> bool {
         true
+    }
+
+    fn objects(&self) -> Option<Objects> {
+        None
     }
 }
 

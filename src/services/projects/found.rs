@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use super::{super::receipts::Answer, NewProject, Projects};
 use crate::{
+    database::Conn,
     domain::{
         discovered::Memory,
         project::{Placed, Project, ProjectStatus},
@@ -26,6 +27,18 @@ impl Projects {
     /// Whether projects are found by themselves here.
     pub(super) fn finds_projects(&self) -> bool {
         self.inner.workspaces.runtime().seen().is_some()
+    }
+
+    /// Its deletion failed in part: whatever its pod does, it is `failed` until it is deleted.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn stays_failed(&self, tx: &mut Conn, id: &str) -> Result<()> {
+        if self.finds_projects() {
+            let memory = Memory { deleting: true, ..store::discovered::find(tx, id).await? };
+            store::discovered::put(tx, id, &memory).await?;
+        }
+        Ok(())
     }
 
     /// What of the settings that were found for these projects could not be used.

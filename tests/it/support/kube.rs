@@ -2,6 +2,7 @@
 //! machine, each pod with a `/tmp` of its own. It lists and watches, execs and forwards ports
 //! over WebSockets as the real one does, and misbehaves as it is told.
 
+mod api;
 mod objects;
 mod wire;
 
@@ -45,7 +46,12 @@ struct Inner {
 #[derive(Default)]
 struct Fake {
     objects: Objects,
+    odd: api::Oddities,
     forbidden: Vec<(String, String)>,
+    /// Whether the pods of Deployments run, and what they wait for otherwise.
+    stuck: Option<Value>,
+    /// Why no pod can be made of a Deployment.
+    barren: Option<String>,
     hangs: bool,
     /// So many execs are carried out and never answered.
     unanswered: usize,
@@ -76,9 +82,12 @@ impl FakeCluster {
             pods: dir.path().join("pods"),
         });
         let base = format!("/api/v1/namespaces/{NAMESPACE}");
+        let group = format!("/apis/{{group}}/{{version}}/namespaces/{NAMESPACE}");
         let router = Router::new()
-            .route(&format!("{base}/{{resource}}"), get(objects::collection))
-            .route(&format!("{base}/pods/{{name}}"), get(one))
+            .route(&format!("{base}/{{resource}}"), get(objects::collection).post(api::create))
+            .route(&format!("{base}/{{resource}}/{{name}}"), get(api::one).patch(api::apply).delete(api::delete))
+            .route(&format!("{group}/{{resource}}"), get(objects::collection).post(api::create))
+            .route(&format!("{group}/{{resource}}/{{name}}"), get(api::one).patch(api::apply).delete(api::delete))
             .route(&format!("{base}/pods/{{name}}/exec"), get(exec))
             .route(&format!("{base}/pods/{{name}}/portforward"), get(forward))
             .with_state(inner.clone());
@@ -108,18 +117,15 @@ impl FakeCluster {
 
     /// One whose programs are in these folders.
     pub fn pod_with(&self, name: &str, project: &str, path: &str) -> Value {
-        let mut fake = self.fake();
-        let uid = fake.objects.next_uid();
-        let dir = self.inner.pods.join(&uid);
-        for folder in ["tmp", "workspace"] {
-            std::fs::create_dir_all(dir.join(folder)).expect("our own folder");
-        }
-        let container = Container { id: format!("containerd://{uid}-1"), dir: dir.clone(), path: path.to_owned() };
-        let pod = objects::pod(name, &uid, project, &dir.join("workspace"), &container.id, fake.objects.count());
-        fake.containers.insert(name.to_owned(), container);
-        let pod = fake.objects.put("pods", name, pod);
-        self.tell(fake);
+        let pod = self.inner.pod(&mut self.fake(), name, project, path, |_| {});
+        self.tell(self.fake());
         pod
+    }
+
+    /// One that is not quite as the others.
+    pub fn pod_as(&self, name: &str, project: &str, change: impl FnOnce(&mut Value)) {
+        self.inner.pod(&mut self.fake(), name, project, "/usr/local/bin:/usr/bin:/bin", change);
+        self.tell(self.fake());
     }
 
     /// Changes a pod as somebody else would.
@@ -133,12 +139,45 @@ impl FakeCluster {
 
     /// The pod goes, and all that runs in it.
     pub fn delete_pod(&self, name: &str) {
-        let mut fake = self.fake();
-        if let Some(container) = fake.containers.remove(name) {
-            wire::kill(&container.id);
-        }
-        fake.objects.delete("pods", name);
-        self.tell(fake);
+        self.inner.remove("pods", name);
+    }
+
+    /// An object of a kind (its plural), as somebody else would make it: with these labels.
+    pub fn object(&self, kind: &str, name: &str, labels: &[(&str, &str)]) -> Value {
+        let labels: BTreeMap<_, _> = labels.iter().copied().collect();
+        let object = json!({"metadata": {"name": name, "namespace": NAMESPACE, "labels": labels}});
+        self.inner.put(kind, name, object)
+    }
+
+    pub fn get(&self, kind: &str, name: &str) -> Option<Value> {
+        self.fake().objects.get(kind, name)
+    }
+
+    pub fn delete(&self, kind: &str, name: &str) {
+        self.inner.remove(kind, name);
+    }
+
+    /// Kind and name of all that there is besides pods.
+    pub fn names(&self) -> Vec<String> {
+        let fake = self.fake();
+        let kinds = api::KNOWN.iter().filter(|kind| **kind != "pods");
+        let all = kinds.flat_map(|kind| fake.objects.all(kind).into_iter().map(move |object| (kind, object)));
+        all.map(|(kind, object)| format!("{kind}/{}", object["metadata"]["name"].as_str().expect("a name"))).collect()
+    }
+
+    /// What it does other than it should.
+    pub fn odd(&self, change: impl FnOnce(&mut api::Oddities)) {
+        change(&mut self.fake().odd);
+    }
+
+    /// Pods of Deployments wait from now on, with this `state` of their container.
+    pub fn stick(&self, state: Option<Value>) {
+        self.fake().stuck = state;
+    }
+
+    /// No pod can be made of a Deployment from now on.
+    pub fn let_none_be_made(&self, why: Option<&str>) {
+        self.fake().barren = why.map(str::to_owned);
     }
 
     /// The container dies and another one takes its place; what was written in it is gone.
@@ -239,6 +278,84 @@ impl Drop for FakeCluster {
 }
 
 impl Inner {
+    fn pod(&self, fake: &mut Fake, name: &str, project: &str, path: &str, change: impl FnOnce(&mut Value)) -> Value {
+        let uid = fake.objects.next_uid();
+        let dir = self.pods.join(&uid);
+        for folder in ["tmp", "workspace"] {
+            std::fs::create_dir_all(dir.join(folder)).expect("our own folder");
+        }
+        let container = Container { id: format!("containerd://{uid}-1"), dir: dir.clone(), path: path.to_owned() };
+        let mut pod = objects::pod(name, &uid, project, &dir.join("workspace"), &container.id, fake.objects.count());
+        change(&mut pod);
+        fake.containers.insert(name.to_owned(), container);
+        fake.objects.put("pods", name, pod)
+    }
+
+    /// An object as it is from now on, and what follows from that.
+    fn put(&self, kind: &str, name: &str, mut object: Value) -> Value {
+        let mut fake = self.state.lock().expect("nobody panics with it");
+        if object["metadata"]["uid"].is_null() {
+            object["metadata"]["uid"] = fake.objects.next_uid().into();
+            object["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z".into();
+        }
+        if kind == "deployments" && object["spec"]["template"].is_object() {
+            self.roll_out(&mut fake, name, &mut object);
+        }
+        let object = fake.objects.put(kind, name, object);
+        drop(fake);
+        self.news.send_modify(|news| *news += 1);
+        object
+    }
+
+    /// One pod, new with every change of the template.
+    fn roll_out(&self, fake: &mut Fake, name: &str, object: &mut Value) {
+        if let Some(why) = &fake.barren {
+            object["status"]["conditions"] =
+                json!([{"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": why}]);
+            return;
+        }
+        let generation = object["metadata"]["generation"].as_u64().unwrap_or(0) + 1;
+        object["metadata"]["generation"] = generation.into();
+        self.end_pod(fake, &format!("{name}-{}", generation - 1));
+        let template = object["spec"]["template"].clone();
+        let project = template["metadata"]["labels"]["rdev.orchard9.ai/name"].as_str().unwrap_or_default().to_owned();
+        let stuck = fake.stuck.clone();
+        self.pod(fake, &format!("{name}-{generation}"), &project, "/usr/local/bin:/usr/bin:/bin", |pod| {
+            pod["metadata"]["labels"] = template["metadata"]["labels"].clone();
+            pod["metadata"]["ownerReferences"] =
+                json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": name, "uid": "r", "controller": true}]);
+            let image = template["spec"]["containers"][0]["image"].clone();
+            pod["spec"]["containers"][0]["image"] = image;
+            if let Some(state) = stuck {
+                pod["status"]["phase"] = "Pending".into();
+                pod["status"]["conditions"][0]["status"] = "False".into();
+                pod["status"]["containerStatuses"][0]["state"] = state;
+            }
+        });
+    }
+
+    fn end_pod(&self, fake: &mut Fake, name: &str) {
+        if let Some(container) = fake.containers.remove(name) {
+            wire::kill(&container.id);
+        }
+        fake.objects.delete("pods", name);
+    }
+
+    /// It goes, and what it made.
+    fn remove(&self, kind: &str, name: &str) {
+        let mut fake = self.state.lock().expect("nobody panics with it");
+        if kind == "pods" {
+            self.end_pod(&mut fake, name);
+        } else {
+            if let Some(object) = fake.objects.get(kind, name).filter(|_| kind == "deployments") {
+                self.end_pod(&mut fake, &format!("{name}-{}", object["metadata"]["generation"]));
+            }
+            fake.objects.delete(kind, name);
+        }
+        drop(fake);
+        self.news.send_modify(|news| *news += 1);
+    }
+
     /// Notes the request; the answer where it is forbidden.
     fn refusal(&self, verb: &str, resource: &str, path: &str) -> Option<Response> {
         let mut fake = self.state.lock().expect("nobody panics with it");
@@ -270,14 +387,6 @@ fn json_response(value: &Value) -> Response {
         .header("content-type", "application/json")
         .body(Body::from(value.to_string()))
         .expect("a response")
-}
-
-async fn one(State(inner): State<Arc<Inner>>, InPath(name): InPath<String>) -> Response {
-    if let Some(refused) = inner.refusal("get", "pods", &format!("pods/{name}")) {
-        return refused;
-    }
-    let found = inner.state.lock().expect("nobody panics with it").objects.get("pods", &name);
-    found.map_or_else(|| failure(404, "NotFound", &format!("pods \"{name}\" not found")), |pod| json_response(&pod))
 }
 
 async fn exec(
