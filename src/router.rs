@@ -28,7 +28,9 @@ use crate::{
         routes::{Document, Routes},
         saga_definitions, sagas, sessions, streams, tickets,
     },
-    services::{chats::Chats, commands::Commands, keys::Keys, pipelines::Pipelines, pool::Pool, reviews::Reviews},
+    services::{
+        chats::Chats, commands::Commands, gc::Gc, keys::Keys, pipelines::Pipelines, pool::Pool, reviews::Reviews,
+    },
 };
 
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -50,6 +52,7 @@ pub struct Services {
     pub chats: Chats,
     pub pipelines: Pipelines,
     pub pool: Pool,
+    pub gc: Gc,
     pub previews: previews::Service,
     pub ops: ops::Service,
 }
@@ -84,6 +87,7 @@ pub fn build(services: Services, trusted_proxies: Vec<ipnet::IpNet>, cors_origin
     mounted = mount(mounted, &mut document, &door, chat::routes(services.chats));
     mounted = mount(mounted, &mut document, &door, pipelines::routes(services.pipelines));
     mounted = mount(mounted, &mut document, &door, pool::routes(services.pool));
+    mounted = mount(mounted, &mut document, &door, handlers::gc::routes(services.gc));
     mounted = mount(mounted, &mut document, &door, ops::routes(services.ops));
     let document = document.render();
     let _set_once = document_slot.set(document.to_string().into());

@@ -61,6 +61,8 @@ const SERVICES: &[&str] = &[
     "git_access",
     "watching",
     "output",
+    "deploys",
+    "gc",
     "projects",
     "workspaces",
     "tickets",

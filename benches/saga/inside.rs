@@ -25,7 +25,7 @@ use rdev::{
     runtime::{LocalOptions, local},
     services::{
         keys::Keys,
-        projects::{self, Projects, Site},
+        projects::{self, PodDefaults, Projects, Site},
         receipts::Answer,
         sagas::{self, Driver, NewSaga, Sagas},
         workspaces::Workspaces,

@@ -34,8 +34,10 @@ use crate::{
         checkouts::{self, Checkouts, Revoking},
         commands::{self, Commands, Quotas},
         deletion::{self, Deletion},
+        deploys::Deploys,
         discovery::{self, Discovery},
         following::Following,
+        gc::Gc,
         git_access::GitAccess,
         health::Health,
         jobs::{self, Jobs, Runner, Seats},
@@ -62,8 +64,8 @@ use crate::{
         notify::{self, Outbox},
     },
     workers::{
-        self, CheckoutExpiry, Chore, Inventory, KeyUpkeep, QueueGauge, Readdress, Retention, SagaTimers, SessionExpiry,
-        TokenSweeper, actions,
+        self, CheckoutExpiry, Chore, Inventory, KeyUpkeep, QueueGauge, Readdress, ResourceGc, Retention, SagaTimers,
+        SessionExpiry, TokenSweeper, actions,
     },
 };
 
@@ -188,6 +190,7 @@ pub async fn build(given: Ingredients<'_>, background: &TaskTracker) -> Result<B
     let crews = crews(&ground, &rules, given.config);
     let Rules { projects, checkouts, commands, sessions, jobs, sagas, .. } = rules;
     let readdress = Readdress(projects.clone());
+    let gc = Gc::new(ground.db.clone(), ground.clock.clone(), ground.place.clone());
     Ok(Built {
         router,
         keys: ground.keys.clone(),
@@ -215,6 +218,7 @@ pub async fn build(given: Ingredients<'_>, background: &TaskTracker) -> Result<B
             Arc::new(Inventory(jobs.clone())),
             Arc::new(SagaTimers(sagas)),
             Arc::new(Retention(upkeep, jobs)),
+            Arc::new(ResourceGc(gc)),
         ],
     })
 }
@@ -401,7 +405,9 @@ fn rules(
             jobs: jobs.clone(),
             outputs: Outputs::new(db()),
             pipelines: ground.pipelines.clone(),
+            projects: projects.clone(),
             sessions: sessions.clone(),
+            deploys: Deploys::new(db(), place.clone()),
             min_expires_in: config.min_expires_in,
             tasks: ground.queue.attempts.clone(),
         })),
@@ -539,6 +545,7 @@ fn mount(
         chats: Chats::new(ground.upstreams.clone()),
         pipelines: ground.pipelines.clone(),
         pool: pool.clone(),
+        gc: Gc::new(db.clone(), clock.clone(), ground.place.clone()),
         streams: handlers::streams::Service {
             watching,
             commands: commands.clone(),

@@ -13,10 +13,9 @@ use super::{
     guard::Rule,
     reply::{Data, MaybeCreated, Paged},
     routes::{LOOKUP, Routes, STANDARD},
-    yaml,
 };
 use crate::{
-    domain::{saga::spec::StepSpec, scopes::Scope},
+    domain::{saga::spec::StepSpec, scopes::Scope, yaml},
     error::{Error, Result},
     services::sagas::{Definition, Sagas},
 };

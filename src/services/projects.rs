@@ -176,6 +176,14 @@ impl Projects {
             Some("project_pkey") => Error::conflict("PROJECT_EXISTS", format!("a project {} exists already", new.id)),
             _ => error.into(),
         };
+        if self.finds_projects() {
+            store::gc::hold_project(&mut tx, &new.id).await?;
+            if !store::gc::adopt(&mut tx, &new.id).await? {
+                let message =
+                    "what was left of an earlier project of this id is being removed just now, try again shortly";
+                return Err(Error::conflict("PROJECT_BUSY", message).retry_after(UNDO_AGAIN));
+            }
+        }
         store::projects::insert(&mut tx, &new.id, source, &new.settings, now).await.map_err(exists)?;
         if self.finds_projects() {
             store::discovered::put(&mut tx, &new.id, memory).await?;

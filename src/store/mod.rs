@@ -5,6 +5,7 @@ pub mod checkouts;
 pub mod commands;
 pub mod deliveries;
 pub mod discovered;
+pub mod gc;
 pub mod idempotency;
 pub mod imports;
 pub mod jobs;

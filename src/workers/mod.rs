@@ -4,6 +4,7 @@
 pub mod actions;
 mod address;
 mod expiry;
+mod gc;
 mod inventory;
 mod keys;
 mod queue;
@@ -22,6 +23,7 @@ use crate::{domain::clock::Clock, error::Result, metrics::Metrics};
 pub use self::{
     address::Readdress,
     expiry::{CheckoutExpiry, SessionExpiry},
+    gc::ResourceGc,
     inventory::Inventory,
     keys::KeyUpkeep,
     queue::QueueGauge,

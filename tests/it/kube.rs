@@ -2,8 +2,10 @@
 //! break, pods go and the cluster says no. Told on a cluster that is none (`support/kube.rs`).
 
 mod commands;
+mod deploy;
 mod deployments;
 mod discovery;
+mod gc;
 mod ingress;
 mod manifests;
 mod objects;

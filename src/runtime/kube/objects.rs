@@ -2,6 +2,8 @@
 //! alone, never what is in a Secret. A removal names the UID that was seen, so what took an
 //! object's name meanwhile is never hit.
 
+mod changes;
+
 use futures::future::join_all;
 use kube::{
     Api,
@@ -185,15 +187,21 @@ impl Objects {
     /// # Errors
     /// 400 for what is no object or names another namespace; 409 `APPLY_CONFLICT` with `managers` where other managers
     /// hold fields and `force` does not take them over; `OBJECT_REFUSED` with the cluster's reason; those of the cluster.
-    pub async fn apply(&self, mut object: Value, force: bool) -> Result<Object> {
+    pub async fn apply(&self, object: Value, force: bool) -> Result<Object> {
+        let (resource, applied) = self.patched(object, force, false).await?;
+        self::object(&resource, applied.metadata)
+            .ok_or_else(|| away("an object that was applied came back without a name"))
+    }
+
+    async fn patched(&self, mut object: Value, force: bool, dry_run: bool) -> Result<(ApiResource, DynamicObject)> {
         let (resource, name) = self.own(&mut object)?;
         let right = Right { verb: "patch", resource: &resource.plural };
         let mut params = PatchParams::apply(MANAGER);
         params.force = force;
+        params.dry_run = dry_run;
         let patch = Patch::Apply(object);
         match self.cluster.told(self.api(&resource).patch(&name, &params, &patch)).await? {
-            Ok(applied) => self::object(&resource, applied.metadata)
-                .ok_or_else(|| away("an object that was applied came back without a name")),
+            Ok(applied) => Ok((resource, applied)),
             Err(kube::Error::Api(status)) if status.code == 409 => {
                 let causes = status.details.iter().flat_map(|details| &details.causes);
                 let mut managers: Vec<String> = causes.filter_map(|cause| manager(&cause.message)).collect();

@@ -8,7 +8,8 @@ mod approval;
 mod checkout_checkin;
 mod checkout_create;
 mod command_run;
-mod elsewhere;
+mod deploy_apply;
+mod deploy_undeploy;
 mod http_request;
 mod job_submit;
 mod job_wait;
@@ -36,9 +37,11 @@ use crate::{
         callouts::Callouts,
         checkouts::Checkouts,
         commands::Commands,
+        deploys::Deploys,
         jobs::Jobs,
         output::Outputs,
         pipelines::Pipelines,
+        projects::Projects,
         sagas::{Action, Attempt, outcome},
         sessions::Sessions,
     },
@@ -49,9 +52,11 @@ pub struct Services {
     pub callouts: Callouts,
     pub checkouts: Checkouts,
     pub commands: Commands,
+    pub deploys: Deploys,
     pub jobs: Jobs,
     pub outputs: Outputs,
     pub pipelines: Pipelines,
+    pub projects: Projects,
     pub sessions: Sessions,
     /// Shortest life of a checkout or session.
     pub min_expires_in: Duration,
@@ -61,10 +66,21 @@ pub struct Services {
 
 /// Every action there is.
 pub fn all(services: Services) -> Vec<Arc<dyn Action>> {
-    let Services { callouts, checkouts, commands, jobs, outputs, pipelines, sessions, min_expires_in, tasks } =
-        services;
+    let Services {
+        callouts,
+        checkouts,
+        commands,
+        deploys,
+        jobs,
+        outputs,
+        pipelines,
+        projects,
+        sessions,
+        min_expires_in,
+        tasks,
+    } = services;
     let works = Works::new(tasks);
-    let mut actions: Vec<Arc<dyn Action>> = vec![
+    vec![
         Arc::new(noop::Noop),
         Arc::new(sleep::Sleep),
         Arc::new(approval::Approval),
@@ -83,15 +99,15 @@ pub fn all(services: Services) -> Vec<Arc<dyn Action>> {
             min_expires_in,
             works: works.clone(),
         }),
-        Arc::new(session_end::SessionEnd { sessions, works }),
+        Arc::new(session_end::SessionEnd { sessions, works: works.clone() }),
+        Arc::new(deploy_apply::DeployApply { deploys: deploys.clone(), works: works.clone() }),
+        Arc::new(deploy_undeploy::DeployUndeploy { deploys, projects, works }),
         Arc::new(job_submit::JobSubmit { jobs: jobs.clone() }),
         Arc::new(job_wait::JobWait { jobs }),
         Arc::new(saga_start::SagaStart),
         Arc::new(pipeline_retry::PipelineRetry { pipelines: pipelines.clone() }),
         Arc::new(pipeline_wait::PipelineWait { pipelines }),
-    ];
-    actions.extend(elsewhere::all());
-    actions
+    ]
 }
 
 /// Of most actions.

@@ -4,6 +4,8 @@
 
 mod api;
 mod objects;
+mod patches;
+mod tricks;
 mod wire;
 
 use std::{
@@ -47,6 +49,7 @@ struct Inner {
 struct Fake {
     objects: Objects,
     odd: api::Oddities,
+    tricks: tricks::Tricks,
     forbidden: Vec<(String, String)>,
     /// Whether the pods of Deployments run, and what they wait for otherwise.
     stuck: Option<Value>,
@@ -85,11 +88,12 @@ impl FakeCluster {
         let group = format!("/apis/{{group}}/{{version}}/namespaces/{NAMESPACE}");
         let router = Router::new()
             .route(&format!("{base}/{{resource}}"), get(objects::collection).post(api::create))
-            .route(&format!("{base}/{{resource}}/{{name}}"), get(api::one).patch(api::apply).delete(api::delete))
+            .route(&format!("{base}/{{resource}}/{{name}}"), get(api::one).patch(patches::patch).delete(api::delete))
             .route(&format!("{group}/{{resource}}"), get(objects::collection).post(api::create))
-            .route(&format!("{group}/{{resource}}/{{name}}"), get(api::one).patch(api::apply).delete(api::delete))
+            .route(&format!("{group}/{{resource}}/{{name}}"), get(api::one).patch(patches::patch).delete(api::delete))
             .route(&format!("{base}/pods/{{name}}/exec"), get(exec))
             .route(&format!("{base}/pods/{{name}}/portforward"), get(forward))
+            .layer(axum::middleware::from_fn_with_state(inner.clone(), tricks::played))
             .with_state(inner.clone());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it listens");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::{
     body::Bytes,
-    extract::{Path as InPath, RawQuery, State},
+    extract::{Path as InPath, State},
     http::Uri,
     response::Response,
 };
@@ -107,41 +107,6 @@ pub async fn create(State(inner): State<Arc<Inner>>, uri: Uri, body: Bytes) -> R
     json_response(&made)
 }
 
-/// Server-side apply.
-pub async fn apply(
-    State(inner): State<Arc<Inner>>,
-    uri: Uri,
-    InPath(path): InPath<std::collections::BTreeMap<String, String>>,
-    RawQuery(query): RawQuery,
-    body: Bytes,
-) -> Response {
-    let (kind, name) = (plural(&uri), path["name"].clone());
-    if let Some(refused) = inner.refusal("patch", &kind, &format!("{kind}/{name}")).or_else(|| inner.unknown(&kind)) {
-        return refused;
-    }
-    let force = query.unwrap_or_default().contains("force=true");
-    let given: Value = serde_json::from_slice(&body).expect("JSON");
-    let before = {
-        let mut fake = inner.state.lock().expect("nobody panics with it");
-        let holder = fake.odd.held.iter().position(|(k, n, _)| *k == kind && *n == name);
-        if let Some(at) = holder {
-            if !force {
-                return conflict(&kind, &name, &fake.odd.held[at].2.clone());
-            }
-            fake.odd.held.remove(at);
-        }
-        fake.objects.get(&kind, &name)
-    };
-    let object = match before {
-        None => given,
-        Some(mut object) => {
-            merge(&mut object, given);
-            object
-        }
-    };
-    json_response(&inner.put(&kind, &name, object))
-}
-
 pub async fn delete(
     State(inner): State<Arc<Inner>>,
     uri: Uri,
@@ -176,30 +141,4 @@ pub async fn delete(
     }
     inner.remove(&kind, &name);
     json_response(&json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}))
-}
-
-fn conflict(kind: &str, name: &str, manager: &str) -> Response {
-    let message = format!("conflict with \"{manager}\" using v1");
-    let status = json!({
-        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": "Conflict", "code": 409,
-        "message": format!("Apply failed with 1 conflict: {message}: .spec of {kind} {name}"),
-        "details": {"causes": [{"reason": "FieldManagerConflict", "message": message, "field": ".spec"}]},
-    });
-    Response::builder()
-        .status(409)
-        .header("content-type", "application/json")
-        .body(axum::body::Body::from(status.to_string()))
-        .expect("a response")
-}
-
-/// Lists are taken as they are given, as far as these stories go.
-fn merge(into: &mut Value, given: Value) {
-    match (into, given) {
-        (Value::Object(into), Value::Object(given)) => {
-            for (name, value) in given {
-                merge(into.entry(name).or_insert(Value::Null), value);
-            }
-        }
-        (into, given) => *into = given,
-    }
 }

@@ -12,6 +12,15 @@ pub fn read(text: &[u8], most: usize) -> Result<Value, String> {
     Measured(&left).deserialize(serde_yaml_ng::Deserializer::from_slice(text)).map_err(|error| error.to_string())
 }
 
+/// The values of a text that may hold several documents, which together are of about so many bytes as JSON at
+/// most. Documents that say nothing are left out.
+pub fn read_all(text: &str, most: usize) -> Result<Vec<Value>, String> {
+    let left = Cell::new(most);
+    let documents = serde_yaml_ng::Deserializer::from_str(text);
+    let values = documents.map(|document| Measured(&left).deserialize(document)).collect::<Result<Vec<_>, _>>();
+    Ok(values.map_err(|error| error.to_string())?.into_iter().filter(|value| !value.is_null()).collect())
+}
+
 #[derive(Clone, Copy)]
 struct Measured<'a>(&'a Cell<usize>);
 
@@ -137,6 +146,17 @@ mod tests {
         let again = vec!["*x"; 1_000].join(", ");
         let text = format!("x: &x [{list}]\ny: [{again}]\n");
         assert!(read(text.as_bytes(), 1 << 20).unwrap_err().contains("too large"));
+    }
+
+    #[test]
+    fn several_documents_are_several_values() {
+        assert_eq!(read_all("---\na: 1\n---\n# nothing\n---\nb: 2\n", 100), Ok(vec![json!({"a": 1}), json!({"b": 2})]));
+        assert_eq!(read_all("{\"a\": 1}", 100), Ok(vec![json!({"a": 1})]));
+        assert_eq!(read_all("", 100), Ok(vec![]));
+        assert!(read_all("a: 1\n---\na: [", 100).is_err());
+        let half = format!("a: {}\n", "x".repeat(60));
+        assert!(read_all(&half, 100).is_ok());
+        assert!(read_all(&format!("{half}---\n{half}"), 100).unwrap_err().contains("too large"));
     }
 
     #[test]
