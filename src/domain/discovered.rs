@@ -27,12 +27,17 @@ const FIRST: &[&str] = &["default_branch", "import_url"];
 /// Their values are texts; anything else is JSON.
 const TEXTS: &[&str] = &["name", "description", "default_branch", "import_url"];
 
+/// Places before that are remembered.
+const BEFORE_MAX: usize = 8;
+
 /// What is remembered of a project from one sight to the next.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Memory {
-    /// The pod that was its place.
+    /// The pod that is its place.
     pub uid: Option<String>,
+    /// Pods that were, the latest last.
+    pub before: Vec<String>,
     /// The container of it that ran last.
     pub container: Option<String>,
     /// What came from outside and is in force.
@@ -88,6 +93,23 @@ impl Found {
 }
 
 impl Memory {
+    /// Whether the place that is seen is another one than was known, so that whoever sees it late would be wrong.
+    pub fn differs(&self, seen: Option<&str>) -> bool {
+        self.uid.as_deref() != seen
+            && (self.uid.is_some() || seen.is_some_and(|seen| self.before.iter().any(|before| before == seen)))
+    }
+
+    /// This pod is the place now, or none is.
+    pub fn moves(&mut self, place: Option<String>) {
+        if self.uid == place {
+            return;
+        }
+        self.before.extend(self.uid.take());
+        let over = self.before.len().saturating_sub(BEFORE_MAX);
+        self.before.drain(..over);
+        self.uid = place;
+    }
+
     /// What of the project has to change so that what was found is in force; nothing where it is.
     pub fn learn(&mut self, id: &str, found: &Found) -> Option<ProjectSettings> {
         let wanted = found.lasting();
@@ -198,6 +220,20 @@ fn set(settings: &mut ProjectSettings, field: &str, value: Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_place_that_went_is_doubted_when_it_is_seen_again() {
+        let mut memory = Memory::default();
+        assert!(!memory.differs(None) && !memory.differs(Some("a")), "the first is believed");
+        memory.moves(Some("a".into()));
+        assert!(memory.differs(None) && memory.differs(Some("b")) && !memory.differs(Some("a")));
+        memory.moves(None);
+        assert!(memory.differs(Some("a")) && !memory.differs(Some("b")) && !memory.differs(None));
+        for one in 0..20 {
+            memory.moves(Some(one.to_string()));
+        }
+        assert_eq!((memory.before.len(), memory.uid.as_deref()), (BEFORE_MAX, Some("19")));
+    }
 
     fn data(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()

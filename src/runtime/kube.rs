@@ -41,7 +41,7 @@ use self::{
     places::Container,
     watch::Watch,
 };
-use super::{Follow, Handle, Isolation, Paths, Run, RunOutput, Runtime, Seen, Wire, not_running};
+use super::{Follow, Handle, Isolation, Paths, Run, RunOutput, Runtime, Seen, Sight, Wire, not_running};
 use crate::{
     domain::{
         clock::Clock,
@@ -221,6 +221,14 @@ impl Runtime for Kube {
 
     fn seen(&self) -> Option<tokio::sync::watch::Receiver<Arc<Seen>>> {
         Some(self.inner.watch.seen())
+    }
+
+    fn look<'a>(&'a self, project: &'a str) -> BoxFuture<'a, Result<Sight>> {
+        async move {
+            let pods = self.inner.cluster.pods_of(project).await?;
+            Ok(self.inner.watch.sight(project, &pods))
+        }
+        .boxed()
     }
 
     fn prepare<'a>(&'a self, project: &'a str) -> BoxFuture<'a, Result<()>> {

@@ -168,6 +168,13 @@ pub trait Runtime: Send + Sync + 'static {
     /// Projects that are found by themselves; `None` where there are none such.
     fn seen(&self) -> Option<tokio::sync::watch::Receiver<Arc<Seen>>>;
 
+    /// What there is of a project this moment: its pods as the surroundings themselves say, not as they were seen
+    /// last. Settings are as they were seen last.
+    ///
+    /// # Errors
+    /// Those of the cluster.
+    fn look<'a>(&'a self, project: &'a str) -> BoxFuture<'a, Result<Sight>>;
+
     /// Makes the project's place, empty; keeps what is there.
     fn prepare<'a>(&'a self, project: &'a str) -> BoxFuture<'a, Result<()>>;
 

@@ -158,8 +158,22 @@ impl Discovery {
         }
     }
 
-    /// Brings a row up to what is seen. False while the project is being made or deleted.
+    /// Brings a row up to what is seen. False while the project is being made or deleted. Of several processes one
+    /// sees a change later than others: what would undo what another has written is asked for once more.
     async fn look(&self, known: &Project, sight: &Sight) -> Result<bool> {
+        let (inner, id) = (&self.inner, known.id.as_str());
+        let memory = store::discovered::find(&mut inner.db.conn().await?, id).await?;
+        let seen = sight.pod.as_ref().map(|pod| pod.uid.as_str());
+        // One that may just have been made with its place.
+        let is_new = seen.is_none() && memory.uid.is_none() && known.status != ProjectStatus::NotFound;
+        if !is_new && !memory.differs(seen) {
+            return self.write_down(known, sight, &memory).await;
+        }
+        self.write_down(known, &inner.runtime.look(id).await?, &memory).await
+    }
+
+    /// `memory` is what was known before the sight; false where it is not what is known by now.
+    async fn write_down(&self, known: &Project, sight: &Sight, memory: &Memory) -> Result<bool> {
         let (inner, id) = (&self.inner, known.id.as_str());
         let otherwise = match sight.pod {
             Some(_) => (ProjectStatus::NotFound, None),
@@ -172,6 +186,9 @@ impl Discovery {
             return Ok(false);
         }
         let before = store::discovered::find(&mut tx, id).await?;
+        if before.uid != memory.uid {
+            return Ok(false);
+        }
         let mut memory = before.clone();
         let now = inner.clock.now();
         let mut found = found(sight);
@@ -189,7 +206,7 @@ impl Discovery {
         if gone || (wiped && before.container == known.container) {
             lost = inner.sessions.lose(&mut tx, id).await?;
         }
-        memory.uid = place;
+        memory.moves(place);
         if let Some(container) = sight.pod.as_ref().and_then(|pod| pod.container.as_ref()) {
             memory.container = Some(container.clone());
         }

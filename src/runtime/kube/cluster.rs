@@ -6,11 +6,11 @@ use std::{fmt, path::PathBuf, time::Duration};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::{
     Api, Client,
-    api::{ApiResource, AttachParams, AttachedProcess, DynamicObject, Portforwarder},
+    api::{ApiResource, AttachParams, AttachedProcess, DynamicObject, ListParams, Portforwarder},
     config::{KubeConfigOptions, Kubeconfig},
 };
 
-use super::places::Container;
+use super::places::{self, Container};
 use crate::{
     error::{Error, Kind, Result},
     runtime::not_running,
@@ -38,6 +38,7 @@ pub struct Right<'a> {
 impl Right<'static> {
     pub const EXEC: Self = Self { verb: "create", resource: "pods/exec" };
     pub const FORWARD: Self = Self { verb: "create", resource: "pods/portforward" };
+    pub const LIST_PODS: Self = Self { verb: "list", resource: "pods" };
     pub const GET_PODS: Self = Self { verb: "get", resource: "pods" };
 }
 
@@ -98,6 +99,15 @@ impl Cluster {
     /// Those of the cluster.
     pub async fn pod(&self, name: &str) -> Result<Option<Pod>> {
         self.answered(Right::GET_PODS, self.pods().get_opt(name)).await
+    }
+
+    /// The pods of a project as they are now.
+    ///
+    /// # Errors
+    /// Those of the cluster.
+    pub async fn pods_of(&self, project: &str) -> Result<Vec<Pod>> {
+        let own = ListParams::default().labels(&places::selector(project));
+        self.answered(Right::LIST_PODS, self.pods().list(&own)).await.map(|found| found.items)
     }
 
     /// Begins a program in a container, with all three of its streams.

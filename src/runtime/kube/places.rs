@@ -106,6 +106,11 @@ pub fn candidate(pod: &Pod) -> Option<Candidate> {
     })
 }
 
+/// Finds the pods of one project.
+pub fn selector(project: &str) -> String {
+    format!("{SELECTOR},{NAME}={project}")
+}
+
 /// The newest that is Ready; where none is, the newest that runs, else the newest.
 pub fn place<'a>(candidates: impl IntoIterator<Item = &'a Candidate>) -> Option<&'a Candidate> {
     candidates.into_iter().max_by_key(|c| (c.ready, c.container.is_some(), c.created, c.uid.clone()))

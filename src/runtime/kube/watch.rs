@@ -43,24 +43,40 @@ pub struct Watch {
 
 #[derive(Default)]
 struct State {
-    pods: Objects<Pod>,
-    maps: Objects<ConfigMap>,
+    pods: Objects<Candidate>,
+    maps: Objects<Config>,
 }
 
-/// Objects of a kind by UID.
-struct Objects<K> {
-    known: BTreeMap<String, K>,
+#[derive(Clone, PartialEq, Eq)]
+struct Config {
+    project: String,
+    text: ConfigText,
+}
+
+/// What is needed of the objects of a kind, by UID.
+struct Objects<T> {
+    known: BTreeMap<String, T>,
     /// While all are listed again.
-    listing: Option<BTreeMap<String, K>>,
+    listing: Option<BTreeMap<String, T>>,
     /// Listed once.
     complete: bool,
     trouble: Option<String>,
 }
 
-impl<K> Default for Objects<K> {
+impl<T> Default for Objects<T> {
     fn default() -> Self {
         Self { known: BTreeMap::new(), listing: None, complete: false, trouble: None }
     }
+}
+
+/// How objects of a kind are watched.
+struct Kind<K, T> {
+    api: Api<K>,
+    resource: &'static str,
+    /// Where they are kept.
+    of: fn(&mut State) -> &mut Objects<T>,
+    /// What is kept of one; `None` of what is no project's.
+    read: fn(&K) -> Option<T>,
 }
 
 impl Watch {
@@ -71,8 +87,19 @@ impl Watch {
         let keeping = watch.clone();
         let keep = move |stop: CancellationToken| {
             async move {
-                let pods = keeping.keep(cluster.clone(), cluster.pods(), "pods", |state| &mut state.pods);
-                let maps = keeping.keep(cluster.clone(), cluster.config_maps(), "configmaps", |state| &mut state.maps);
+                let pods = Kind {
+                    api: cluster.pods(),
+                    resource: "pods",
+                    of: |state: &mut State| &mut state.pods,
+                    read: places::candidate,
+                };
+                let maps = Kind {
+                    api: cluster.config_maps(),
+                    resource: "configmaps",
+                    of: |state: &mut State| &mut state.maps,
+                    read: config,
+                };
+                let (pods, maps) = (keeping.keep(&cluster, pods), keeping.keep(&cluster, maps));
                 tokio::select! {
                     () = stop.cancelled() => {}
                     _ = async { tokio::join!(pods, maps) } => {}
@@ -90,25 +117,28 @@ impl Watch {
     /// The project's place, whether it runs or not.
     pub fn place(&self, project: &str) -> Option<Candidate> {
         let state = lock(&self.state);
-        let candidates = candidates(&state);
-        places::place(candidates.iter().filter(|candidate| candidate.project == project)).cloned()
+        places::place(state.pods.known.values().filter(|candidate| candidate.project == project)).cloned()
     }
 
     /// All containers that are places.
     pub fn places(&self) -> Vec<places::Container> {
-        let state = lock(&self.state);
-        candidates(&state).into_iter().filter_map(|candidate| candidate.container).collect()
+        lock(&self.state).pods.known.values().filter_map(|candidate| candidate.container.clone()).collect()
     }
 
-    async fn keep<K>(
-        &self,
-        cluster: Cluster,
-        api: Api<K>,
-        resource: &'static str,
-        of: fn(&mut State) -> &mut Objects<K>,
-    ) where
+    /// Of the project, these pods with what its settings were last.
+    pub fn sight(&self, project: &str, pods: &[Pod]) -> Sight {
+        let pods: Vec<Candidate> = pods.iter().filter_map(places::candidate).collect();
+        let state = lock(&self.state);
+        let own = state.maps.known.values().filter(|config| config.project == project);
+        Sight { config: own.map(|config| config.text.clone()).collect(), ..seen(&pods.iter().collect::<Vec<_>>()) }
+    }
+
+    async fn keep<K, T>(&self, cluster: &Cluster, kind: Kind<K, T>)
+    where
         K: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
+        T: PartialEq,
     {
+        let Kind { api, resource, of, read } = kind;
         let config = watcher::Config::default().labels(places::SELECTOR).timeout(ANEW);
         loop {
             let mut events = watcher::watcher(api.clone(), config.clone()).backoff(Pauses::default()).boxed();
@@ -129,9 +159,9 @@ impl Watch {
                 let mut state = lock(&self.state);
                 let objects = of(&mut state);
                 let told = match event {
-                    Some(Ok(event)) => objects.take(event),
+                    Some(Ok(event)) => objects.take(event, read),
                     Some(Err(error)) => {
-                        let trouble = trouble(&cluster, &error, resource);
+                        let trouble = trouble(cluster, &error, resource);
                         tracing::warn!(%error, resource, "a watch of the cluster broke, it begins again");
                         objects.trouble.replace(trouble.clone()) != Some(trouble)
                     }
@@ -160,46 +190,49 @@ fn is_too_long_ago(error: &watcher::Error) -> bool {
     }
 }
 
-impl<K: kube::Resource> Objects<K> {
+impl<T: PartialEq> Objects<T> {
     /// Whether there is something new to see.
-    fn take(&mut self, event: Event<K>) -> bool {
-        match event {
+    fn take<K: kube::Resource>(&mut self, event: Event<K>, read: fn(&K) -> Option<T>) -> bool {
+        let uid = |object: &K| object.meta().uid.clone().unwrap_or_default();
+        let is_new = match event {
             Event::Init => {
                 self.listing = Some(BTreeMap::new());
                 return false;
             }
             Event::InitApply(object) => {
-                self.listing.get_or_insert_default().insert(object.uid().unwrap_or_default(), object);
+                let listing = self.listing.get_or_insert_default();
+                listing.extend(read(&object).map(|one| (uid(&object), one)));
                 return false;
             }
             Event::InitDone => {
                 self.known = self.listing.take().unwrap_or_default();
                 self.complete = true;
+                true
             }
-            Event::Apply(object) => drop(self.known.insert(object.uid().unwrap_or_default(), object)),
-            Event::Delete(object) => drop(self.known.remove(&object.uid().unwrap_or_default())),
-        }
-        self.trouble = None;
-        true
+            Event::Apply(object) => match read(&object) {
+                Some(one) if self.known.get(&uid(&object)) == Some(&one) => false,
+                Some(one) => {
+                    self.known.insert(uid(&object), one);
+                    true
+                }
+                None => self.known.remove(&uid(&object)).is_some(),
+            },
+            Event::Delete(object) => self.known.remove(&uid(&object)).is_some(),
+        };
+        self.trouble.take().is_some() || is_new
     }
 }
 
 impl State {
     fn show(&self) -> Seen {
-        let mut projects: BTreeMap<String, Sight> = BTreeMap::new();
-        let candidates = candidates(self);
-        for candidate in &candidates {
-            projects.entry(candidate.project.clone()).or_default();
+        let mut pods: BTreeMap<&str, Vec<&Candidate>> = BTreeMap::new();
+        for candidate in self.pods.known.values() {
+            pods.entry(&candidate.project).or_default().push(candidate);
         }
-        for (project, sight) in &mut projects {
-            let own = candidates.iter().filter(|candidate| candidate.project == *project);
-            sight.pods = own.clone().map(|candidate| candidate.uid.clone()).collect();
-            sight.pod = places::place(own).map(shown);
-        }
-        for map in self.maps.known.values() {
-            let Some(project) = places::configured(map) else { continue };
-            let data = map.data.clone().unwrap_or_default();
-            projects.entry(project).or_default().config.push(ConfigText { name: map.name_any(), data });
+        let mut projects: BTreeMap<String, Sight> =
+            pods.into_iter().map(|(project, own)| (project.to_owned(), seen(&own))).collect();
+        for config in self.maps.known.values() {
+            projects.entry(config.project.clone()).or_default().config.push(config.text.clone());
         }
         let trouble = [&self.pods.trouble, &self.maps.trouble].into_iter().flatten().cloned().collect::<Vec<_>>();
         Seen {
@@ -210,8 +243,18 @@ impl State {
     }
 }
 
-fn candidates(state: &State) -> Vec<Candidate> {
-    state.pods.known.values().filter_map(places::candidate).collect()
+/// The pods of one project.
+fn seen(own: &[&Candidate]) -> Sight {
+    Sight {
+        pods: own.iter().map(|candidate| candidate.uid.clone()).collect(),
+        pod: places::place(own.iter().copied()).map(shown),
+        config: Vec::new(),
+    }
+}
+
+fn config(map: &ConfigMap) -> Option<Config> {
+    let text = ConfigText { name: map.name_any(), data: map.data.clone().unwrap_or_default() };
+    Some(Config { project: places::configured(map)?, text })
 }
 
 fn shown(candidate: &Candidate) -> SeenPod {

@@ -38,7 +38,9 @@ use self::{
     spec::{Kind, Program, Reason, Sandbox, Spec},
     watch::Watch,
 };
-use super::{Follow, Handle, Isolation, LocalOptions, Paths, Run, RunOutput, Runtime, Seen, Wire, objects::Objects};
+use super::{
+    Follow, Handle, Isolation, LocalOptions, Paths, Run, RunOutput, Runtime, Seen, Sight, Wire, objects::Objects,
+};
 use crate::{
     config::SandboxChoice,
     domain::command::{EndAsked, Launch},
@@ -220,6 +222,10 @@ impl Runtime for Local {
 
     fn seen(&self) -> Option<tokio::sync::watch::Receiver<Arc<Seen>>> {
         None
+    }
+
+    fn look<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Sight>> {
+        async { Ok(Sight::default()) }.boxed()
     }
 
     /// The server itself needs it.

@@ -6,7 +6,9 @@ cd "$rdev_dir" 2>/dev/null || {
     if test -e "$rdev_gone"; then echo "x forgotten - - 0"; else echo "x missing - - 0"; fi
     exit 0
 }
-exec 3<out 4<err || { echo "x unborn - - 0"; exit 0; }
+# A shell that cannot open what `exec` names ends at once.
+test -e out && test -e err || { echo "x unborn - - 0"; exit 0; }
+exec 3<out 4<err
 dd bs=1 skip="$rdev_out" count=0 <&3 2>/dev/null
 dd bs=1 skip="$rdev_err" count=0 <&4 2>/dev/null
 

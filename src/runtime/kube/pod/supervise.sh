@@ -15,6 +15,8 @@ if test -e "$rdev_gone"; then
     exit 0
 fi
 exec 2>log
+# Whoever sees the supervisor can read what its command writes.
+: >out && : >err
 mv "supervisor.$$" supervisor
 rdev_reader_out=
 rdev_reader_err=
@@ -29,7 +31,7 @@ rdev_finish() {
 }
 
 # One reader for each output: it writes on even when the command's own end of the pipe is somewhere else.
-mkfifo o e go && : >out && : >err || rdev_finish start_failed - - "the supervisor cannot use $rdev_dir"
+mkfifo o e go && test -e out && test -e err || rdev_finish start_failed - - "the supervisor cannot use $rdev_dir"
 (
     test "$rdev_limit" = 0 || ulimit -f $((rdev_limit / 512 + 1))
     exec cat <o >>out
