@@ -241,6 +241,7 @@ fn sagas(
         workspaces: workspaces.clone(),
         site: Site { public: here.clone(), clone: here.clone(), local: here },
         import_root: None,
+        pods: PodDefaults::default(),
     });
     Sagas::new(sagas::Parts {
         db: attached.db.clone(),

@@ -1,5 +1,5 @@
 //! What is found of a project's settings outside of the API, and how it meets what was set by
-//! hand: a ConfigMap's word over a pod's, a PATCH over both. Pure.
+//! hand: a `ConfigMap`'s word over a pod's, a PATCH over both. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -58,7 +58,7 @@ pub struct Found {
 }
 
 impl Found {
-    /// ConfigMaps in the order of their names: a later one's word stands.
+    /// `ConfigMap`s in the order of their names: a later one's word stands.
     pub fn read<'a>(
         description: Option<&str>,
         configs: impl IntoIterator<Item = (&'a str, &'a BTreeMap<String, String>)>,

@@ -5,7 +5,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, future::BoxFuture};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -104,8 +104,7 @@ impl Deletion {
         note(&mut errors, "commands", inner.commands.end_all(id, None, EndAsked::Cancelled).await);
         note(&mut errors, "spare", inner.projects.end_spare(id).await);
         note(&mut errors, "workspace", self.remove_workspace(id).await);
-        let undeployed = inner.projects.take_away(id).await.map_err(|error| note(&mut errors, "undeploy", Err(error)));
-        let undeployed = undeployed.unwrap_or_default();
+        let (undeployed, removed) = self.undeploy(id, &mut errors).await;
         note(&mut errors, "repository", inner.projects.remove_repository(id).await);
         if !errors.is_empty() {
             return Err(Error::new(
@@ -114,9 +113,24 @@ impl Deletion {
                 "not everything of this project could be removed; repeat the call",
             )
             .detail("errors", errors)
-            .detail("undeployed", undeployed.deleted.iter().map(shown).collect::<Vec<_>>()));
+            .detail("undeployed", removed));
         }
         self.drop_rows(id, caller, task).await.map(|()| undeployed)
+    }
+
+    /// What went from the cluster, and the same as clients see it: also where something did not go.
+    async fn undeploy(&self, id: &str, errors: &mut Vec<Value>) -> (Undeployed, Value) {
+        match self.inner.projects.take_away(id).await {
+            Ok(undeployed) => {
+                let removed = undeployed.deleted.iter().map(shown).collect();
+                (undeployed, removed)
+            }
+            Err(error) => {
+                let removed = error.details().get("deleted").cloned().unwrap_or_else(|| json!([]));
+                note(errors, "undeploy", Err(error));
+                (Undeployed::default(), removed)
+            }
+        }
     }
 
     /// A place that is made here goes as a whole.
@@ -224,11 +238,12 @@ impl Perform for Deletion {
     }
 }
 
-fn note(errors: &mut Vec<serde_json::Value>, step: &str, outcome: Result<()>) {
+fn note(errors: &mut Vec<Value>, step: &str, outcome: Result<()>) {
     if let Err(error) = outcome {
         tracing::warn!(%error, step, "a step of a deletion failed");
         let mut told = json!({"step": step, "message": error.message()});
-        for (name, value) in error.details() {
+        // What did go is told once, beside them.
+        for (name, value) in error.details().iter().filter(|(name, _)| *name != "deleted") {
             told[name.as_str()] = value.clone();
         }
         errors.push(told);

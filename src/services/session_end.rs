@@ -138,7 +138,7 @@ impl Sessions {
                 outcome => outcome?,
             }
         }
-        let is_hidden = self.hide_somehow(session.id).await;
+        let is_hidden = Box::pin(self.hide_somehow(session.id)).await;
         self.close(session, plan, task, is_hidden, answer).await
     }
 

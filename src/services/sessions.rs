@@ -258,7 +258,7 @@ impl Sessions {
         let sha = &prepared.start_sha;
         let added = inner.workspaces.add_worktree(&worktree, sha, &inner.site.local, token.expose()).await?;
         tracing::debug!(session.id = id, added.was_spare, "the worktree is there");
-        self.expose(&session).await?;
+        Box::pin(self.expose(&session)).await?;
         let mut tx = inner.db.begin().await?;
         inner.queue.finish(&mut tx, task).await?;
         if !store::checkouts::activate(&mut tx, session.checkout_id, None, None).await? {
@@ -305,7 +305,7 @@ impl Sessions {
             session: &task.subject,
         };
         inner.workspaces.remove_worktree(&worktree).await?;
-        let is_hidden = self.hide_somehow(id).await;
+        let is_hidden = Box::pin(self.hide_somehow(id)).await;
         if let Some(checkout) = store::checkouts::find_any(&mut inner.db.conn().await?, session.checkout_id).await? {
             inner.checkouts.take_back(&checkout).await?;
         }

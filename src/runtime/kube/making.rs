@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use url::Url;
 
 use super::{
-    objects::Objects,
+    objects::{APPLY_CONFLICT, Objects},
     places::{Container, WORKSPACE_DEFAULT},
 };
 use crate::{
@@ -56,13 +56,12 @@ impl Objects {
     /// # Errors
     /// `OBJECT_EXISTS` where one of our names is somebody else's; those of the cluster.
     pub async fn deploy(&self, project: &str, image: &str, storage: Option<&Storage>) -> Result<()> {
-        if let Some(storage) = storage {
-            // What it was made with stays: a volume's size and class are nothing to be changed in passing.
-            if !self.is_ours("v1", "PersistentVolumeClaim", &volume_name(project), project).await? {
-                self.make(claim(project, storage), project).await?;
-            }
+        // One that is there is kept as it is, whatever is wanted now: work lies in it.
+        let kept = self.is_ours("v1", "PersistentVolumeClaim", &volume_name(project), project).await?;
+        if !kept && let Some(storage) = storage {
+            self.make(claim(project, storage), project).await?;
         }
-        self.make(deployment(project, image, storage.is_some()), project).await
+        self.make(deployment(project, image, kept || storage.is_some()), project).await
     }
 
     /// How the project's Deployment fares.
@@ -121,11 +120,11 @@ impl Objects {
         let (api_version, kind, name) = (word("/apiVersion"), word("/kind"), word("/metadata/name"));
         for _ in 0..ATTEMPTS {
             match self.find(api_version, kind, name).await? {
-                None => {
-                    if self.create(object.clone()).await?.is_some() {
-                        return Ok(());
-                    }
-                }
+                // By an apply, so that a later one may take fields away. What came in between holds its own.
+                None => match self.apply(object.clone(), false).await {
+                    Err(error) if error.stable_code() == APPLY_CONFLICT => {}
+                    outcome => return outcome.map(drop),
+                },
                 Some((there, _)) if there.going => {
                     return Err(Error::unavailable("the cluster", format!("{kind} {name} is being removed")));
                 }

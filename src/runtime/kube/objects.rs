@@ -1,4 +1,4 @@
-//! Objects that carry our labels: listed, made, applied and removed. Lists fetch names and labels
+//! Objects that carry our labels: listed, applied and removed. Lists fetch names and labels
 //! alone, never what is in a Secret. A removal names the UID that was seen, so what took an
 //! object's name meanwhile is never hit.
 
@@ -9,7 +9,7 @@ use kube::{
     Api,
     api::{
         ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, ObjectMeta, Patch, PatchParams,
-        PostParams, Preconditions, TypeMeta,
+        Preconditions, TypeMeta,
     },
 };
 use serde_json::Value;
@@ -40,6 +40,8 @@ const PAGE: u32 = 250;
 /// Listing begins anew so often when the cluster has forgotten where it was.
 const ANEW: usize = 3;
 
+/// Somebody else holds fields of it.
+pub const APPLY_CONFLICT: &str = "APPLY_CONFLICT";
 /// Whose fields an applied object's are.
 const MANAGER: &str = "rdev";
 
@@ -166,22 +168,6 @@ impl Objects {
         }
     }
 
-    /// Makes an object that is not there yet. `None`: one of this name is there, whoever made it.
-    ///
-    /// # Errors
-    /// Those of the cluster; `OBJECT_REFUSED` with its reason.
-    pub async fn create(&self, mut object: Value) -> Result<Option<Object>> {
-        let (resource, _) = self.own(&mut object)?;
-        let right = Right { verb: "create", resource: &resource.plural };
-        let made: DynamicObject =
-            serde_json::from_value(object).map_err(|error| refusal(&format!("this is no object: {error}")))?;
-        match self.cluster.told(self.api(&resource).create(&PostParams::default(), &made)).await? {
-            Ok(made) => Ok(self::object(&resource, made.metadata)),
-            Err(kube::Error::Api(status)) if status.code == 409 => Ok(None),
-            Err(error) => Err(self.refused(&error, right, &resource.api_version)),
-        }
-    }
-
     /// Server-side apply of any kind of object; what it does not say stays as it is.
     ///
     /// # Errors
@@ -209,7 +195,7 @@ impl Objects {
                 managers.dedup();
                 let who = if managers.is_empty() { "another manager".to_owned() } else { managers.join(", ") };
                 let message = format!("{} {name} has fields that are held by {who}", resource.kind);
-                Err(Error::conflict("APPLY_CONFLICT", message).detail("managers", managers).reason(status.message))
+                Err(Error::conflict(APPLY_CONFLICT, message).detail("managers", managers).reason(status.message))
             }
             Err(error) => Err(self.refused(&error, right, &resource.api_version)),
         }
@@ -241,10 +227,10 @@ impl Objects {
         let kube::Error::Api(status) = error else { return away(error) };
         match status.code {
             // Told apart from a quota, or from a policy of the namespace.
-            403 if status.message.contains(" cannot ") || right.verb != "create" && right.verb != "patch" => {
+            403 if status.message.contains(" cannot ") || right.verb != "patch" => {
                 forbidden(&status.message, right, self.namespace())
             }
-            404 if right.verb == "list" || right.verb == "patch" || right.verb == "create" => Error::new(
+            404 if right.verb == "list" || right.verb == "patch" => Error::new(
                 Kind::BadGateway,
                 "CLUSTER_KIND_UNKNOWN",
                 format!("the cluster has no {} of {api_version} in the namespace {}", right.resource, self.namespace()),

@@ -121,7 +121,7 @@ pub fn container(pod: &Pod, name: &str) -> Option<Container> {
     running(pod, status_of(pod, name))
 }
 
-/// The project that a labelled ConfigMap is about.
+/// The project that a labelled `ConfigMap` is about.
 pub fn configured(map: &ConfigMap) -> Option<String> {
     map.labels().get(NAME).filter(|name| ProjectId::parse(name).is_ok()).cloned()
 }

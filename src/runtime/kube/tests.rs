@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Longest that anything is waited for. Reached only by a test that fails.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A container as far as scripts see one: a shell, its programs, a folder of ours.
 struct Container {
@@ -99,11 +99,7 @@ impl Container {
             deadline: Clock::System.now(),
             place: None,
         };
-        self.orders.launch(&self.handle(key, &id), &launch, &[], left).expect("names that can be set")
-    }
-
-    fn handle(&self, key: i64, id: &str) -> Handle {
-        Handle { project: "p".into(), command_id: id.into(), key, place: None }
+        self.orders.launch(&handle(key, &id), &launch, &[], left).expect("names that can be set")
     }
 
     /// Starts it and follows it to its end.
@@ -175,6 +171,10 @@ fn lives(pid: i32) -> bool {
 
 fn kill(pid: i32) {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).expect("it lives");
+}
+
+fn handle(key: i64, id: &str) -> Handle {
+    Handle { project: "p".into(), command_id: id.into(), key, place: None }
 }
 
 #[test]

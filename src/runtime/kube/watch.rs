@@ -1,5 +1,5 @@
 //! What the cluster has of projects, kept current by two watches: labelled pods and labelled
-//! ConfigMaps. A watch that breaks lists again and goes on, so what changed meanwhile is seen.
+//! `ConfigMap`s. A watch that breaks lists again and goes on, so what changed meanwhile is seen.
 
 use std::{
     collections::BTreeMap,

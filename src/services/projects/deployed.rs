@@ -156,12 +156,17 @@ impl Projects {
         let (Some(objects), Some(_)) = (self.objects(), &project.image) else {
             return Ok((ProjectStatus::NotFound, None));
         };
-        Ok(match objects.fares(&project.id).await? {
-            Fares::Missing => {
+        Ok(match objects.fares(&project.id).await {
+            Ok(Fares::Missing) => {
                 (ProjectStatus::NotFound, Some("its Deployment is gone; PATCH image to make it again".into()))
             }
-            Fares::Comes => (ProjectStatus::Pending, None),
-            Fares::Fails(why) => (ProjectStatus::Failed, Some(why)),
+            Ok(Fares::Comes) => (ProjectStatus::Pending, None),
+            Ok(Fares::Fails(why)) => (ProjectStatus::Failed, Some(why)),
+            // A right that is missing does not come back by asking again.
+            Err(error) if error.kind() == Kind::BadGateway => {
+                (ProjectStatus::NotFound, Some(error.message().to_owned()))
+            }
+            Err(error) => return Err(error),
         })
     }
 

@@ -62,8 +62,8 @@ impl Projects {
     pub async fn let_go(&self, project: &Project, forget: bool) -> Result<()> {
         let Some(seen) = self.inner.workspaces.runtime().seen() else { return Ok(()) };
         let sight = seen.borrow().projects.get(&project.id).cloned().unwrap_or_default();
-        let Some(pod) = sight.pod.filter(|pod| !pod.managed) else { return Ok(()) };
-        if !forget {
+        let Some(pod) = sight.pod.filter(|pod| !pod.made) else { return Ok(()) };
+        if !pod.managed && !forget {
             let message =
                 "this project is that of a pod which rdev does not manage; delete the pod, or repeat with forget=true";
             return Err(Error::conflict("PROJECT_DISCOVERED", message).detail("pod", pod.name));

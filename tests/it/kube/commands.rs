@@ -53,7 +53,7 @@ async fn lines_that_break_leave_no_gap_and_no_repeat() {
     while let Some(event) = events.try_next().await {
         if event.id.is_some() {
             seen.push(event);
-            if seen.len() % 60 == 0 {
+            if seen.len().is_multiple_of(60) {
                 cluster.cut();
             }
         }
@@ -136,9 +136,9 @@ async fn a_command_is_lost_with_its_pod_and_with_its_container() {
         let mut events = app.listen(command["events_url"].as_str().unwrap()).await;
         assert_eq!(events.next().await.line(), "begun");
         if restarts {
-            cluster.restart_container("a")
+            cluster.restart_container("a");
         } else {
-            cluster.delete_pod("a")
+            cluster.delete_pod("a");
         }
         let last = events.next_named("error").await;
         assert_eq!((&last.data["code"], &last.data["termination"]), (&json!("STREAM_LOST"), &json!("pod_lost")));

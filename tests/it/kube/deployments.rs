@@ -81,6 +81,24 @@ async fn another_image_is_another_pod() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_volume_with_work_in_it_stays_in_use() {
+    let cluster = FakeCluster::start().await;
+    let app = on(&cluster, &[("RDEV_POD_STORAGE", "1Gi"), ("RDEV_POD_IMAGE", IMAGE)]).await;
+    app.project("p").await;
+    is(&app.admin(), "p", "running").await;
+    let made = cluster.get("persistentvolumeclaims", "rdev-p-workspace").expect("a volume");
+    let settings = cluster.settings();
+    let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    for storage in ["", "2Gi"] {
+        let sibling = app.sibling(&[&settings, &[("RDEV_POD_STORAGE", storage)][..]].concat()).await;
+        sibling.admin().patch("/projects/p", json!({"image": "local.test/other:1"})).await.data(200);
+        let volume = deployment(&cluster)["spec"]["template"]["spec"]["volumes"][0].clone();
+        assert_eq!(volume["persistentVolumeClaim"]["claimName"], "rdev-p-workspace");
+        assert_eq!(cluster.get("persistentvolumeclaims", "rdev-p-workspace").as_ref(), Some(&made));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_keeps_a_pod_from_running_is_told() {
     let cluster = FakeCluster::start().await;
     let app = on(&cluster, &[]).await;
@@ -165,6 +183,11 @@ async fn the_pod_of_a_deployment_that_is_nobodys_makes_no_project() {
     let all = app.admin().get("/projects").await.data(200);
     let ids: Vec<_> = all["projects"].as_array().unwrap().iter().map(|project| &project["id"]).collect();
     assert_eq!(ids, ["z", "bare"]);
+    // It stays, and makes no project a second time.
+    app.admin().delete("/projects/bare").await.data(200);
+    cluster.pod("y", "y");
+    is(&app.admin(), "y", "running").await;
+    app.admin().get("/projects/bare").await.refusal(404, "NOT_FOUND");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -130,6 +130,7 @@ async fn deleting_a_project_undeploys_it_and_stays_failed_until_that_is_done() {
     let refused = admin.delete("/projects/p?forget=true").await.refusal(502, "DELETE_INCOMPLETE");
     let error = &refused["details"]["errors"][0];
     assert_eq!((&error["step"], &error["errors"][0]["name"]), (&json!("undeploy"), &json!("any-services")));
+    assert_eq!(refused["details"]["undeployed"].as_array().unwrap().len(), KINDS.len() - 1);
     assert_eq!(left(&cluster), ["services/any-services"]);
     // Whatever its pod does.
     cluster.change_pod("a", |pod| pod["metadata"]["annotations"]["rdev.orchard9.ai/workspace"] = "/elsewhere".into());

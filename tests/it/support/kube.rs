@@ -87,9 +87,9 @@ impl FakeCluster {
         let base = format!("/api/v1/namespaces/{NAMESPACE}");
         let group = format!("/apis/{{group}}/{{version}}/namespaces/{NAMESPACE}");
         let router = Router::new()
-            .route(&format!("{base}/{{resource}}"), get(objects::collection).post(api::create))
+            .route(&format!("{base}/{{resource}}"), get(objects::collection))
             .route(&format!("{base}/{{resource}}/{{name}}"), get(api::one).patch(patches::patch).delete(api::delete))
-            .route(&format!("{group}/{{resource}}"), get(objects::collection).post(api::create))
+            .route(&format!("{group}/{{resource}}"), get(objects::collection))
             .route(&format!("{group}/{{resource}}/{{name}}"), get(api::one).patch(patches::patch).delete(api::delete))
             .route(&format!("{base}/pods/{{name}}/exec"), get(exec))
             .route(&format!("{base}/pods/{{name}}/portforward"), get(forward))
@@ -320,7 +320,7 @@ impl Inner {
         }
         let generation = object["metadata"]["generation"].as_u64().unwrap_or(0) + 1;
         object["metadata"]["generation"] = generation.into();
-        self.end_pod(fake, &format!("{name}-{}", generation - 1));
+        Self::end_pod(fake, &format!("{name}-{}", generation - 1));
         let template = object["spec"]["template"].clone();
         let project = template["metadata"]["labels"]["rdev.orchard9.ai/name"].as_str().unwrap_or_default().to_owned();
         let stuck = fake.stuck.clone();
@@ -338,7 +338,7 @@ impl Inner {
         });
     }
 
-    fn end_pod(&self, fake: &mut Fake, name: &str) {
+    fn end_pod(fake: &mut Fake, name: &str) {
         if let Some(container) = fake.containers.remove(name) {
             wire::kill(&container.id);
         }
@@ -349,10 +349,10 @@ impl Inner {
     fn remove(&self, kind: &str, name: &str) {
         let mut fake = self.state.lock().expect("nobody panics with it");
         if kind == "pods" {
-            self.end_pod(&mut fake, name);
+            Self::end_pod(&mut fake, name);
         } else {
             if let Some(object) = fake.objects.get(kind, name).filter(|_| kind == "deployments") {
-                self.end_pod(&mut fake, &format!("{name}-{}", object["metadata"]["generation"]));
+                Self::end_pod(&mut fake, &format!("{name}-{}", object["metadata"]["generation"]));
             }
             fake.objects.delete(kind, name);
         }

@@ -119,7 +119,8 @@ impl Woodpecker {
     pub fn set(&self, repository: &str, number: i64, status: &str) {
         let mut known = self.host.known();
         let repo = known.repos.get_mut(repository).expect("it was added");
-        repo.runs.iter_mut().find(|run| run.number == number).expect("it was added").status = status.to_owned();
+        let run = repo.runs.iter_mut().find(|run| run.number == number).expect("it was added");
+        status.clone_into(&mut run.status);
     }
 
     pub fn takes_the_right_to_push(&self, repository: &str) {

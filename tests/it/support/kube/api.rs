@@ -1,4 +1,4 @@
-//! Objects of any kind over the cluster's API: one is asked for, made, applied and deleted. A
+//! Objects of any kind over the cluster's API: one is asked for, applied and deleted. A
 //! Deployment that is made or changed is followed by its pod, as a controller would.
 
 use std::sync::Arc;
@@ -87,24 +87,6 @@ pub async fn one(
     }
     let found = inner.state.lock().expect("nobody panics with it").objects.get(&kind, &name);
     found.map_or_else(|| Inner::not_found(&kind, &name), |object| json_response(&object))
-}
-
-pub async fn create(State(inner): State<Arc<Inner>>, uri: Uri, body: Bytes) -> Response {
-    let kind = plural(&uri);
-    if let Some(refused) = inner.refusal("create", &kind, &kind).or_else(|| inner.unknown(&kind)) {
-        return refused;
-    }
-    let object: Value = serde_json::from_slice(&body).expect("JSON");
-    let name = object["metadata"]["name"].as_str().expect("a name").to_owned();
-    if inner.state.lock().expect("nobody panics with it").objects.get(&kind, &name).is_some() {
-        return failure(409, "AlreadyExists", &format!("{kind} \"{name}\" already exists"));
-    }
-    let made = inner.put(&kind, &name, object);
-    let silent = kind == "deployments" && inner.state.lock().expect("nobody panics with it").odd.silent;
-    if silent {
-        std::future::pending::<()>().await;
-    }
-    json_response(&made)
 }
 
 pub async fn delete(

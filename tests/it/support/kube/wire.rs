@@ -200,9 +200,9 @@ pub fn forward(request: Request, port: u16) -> Response {
         };
         let (mut from, mut to) = stream.into_split();
         let out = async {
-            let mut part = vec![0; 32 << 10];
-            while let Ok(length @ 1..) = from.read(&mut part).await {
-                if sink.send(Message::binary([&[0][..], &part[..length]].concat())).await.is_err() {
+            let mut piece = vec![0; 32 << 10];
+            while let Ok(length @ 1..) = from.read(&mut piece).await {
+                if sink.send(Message::binary([&[0][..], &piece[..length]].concat())).await.is_err() {
                     return;
                 }
             }
