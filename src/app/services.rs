@@ -165,6 +165,7 @@ pub async fn build(given: Ingredients<'_>, background: &TaskTracker) -> Result<B
         webhooks: rules.webhooks.clone(),
         callouts: ground.callouts.clone(),
         pipelines: ground.pipelines.clone(),
+        runtime: ground.place.clone(),
         metrics: ground.metrics.clone(),
     });
     let tickets = Tickets::new(ground.ticket_secret, ground.clock.clone());
@@ -291,6 +292,7 @@ fn choice(config: &Config, given: &Ingredients<'_>, secret: &[u8; 32]) -> Choice
         RuntimeChoice::Kubernetes { kubeconfig, namespace } => Choice::Kubernetes(KubeOptions {
             access: Access { kubeconfig: kubeconfig.clone(), namespace: namespace.clone() },
             install: install(secret),
+            clock: given.clock.clone(),
             kill_grace: config.kill_grace,
             output_limit: config.output_limit,
         }),

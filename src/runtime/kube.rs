@@ -44,6 +44,7 @@ use self::{
 use super::{Follow, Handle, Isolation, Paths, Run, RunOutput, Runtime, Seen, Sight, Wire, not_running};
 use crate::{
     domain::{
+        breaker::Snapshot,
         clock::Clock,
         command::{EndAsked, Launch},
     },
@@ -55,6 +56,7 @@ pub struct KubeOptions {
     pub access: Access,
     /// Tells the commands of this installation from those of another one in the same pod.
     pub install: String,
+    pub clock: Clock,
     pub kill_grace: Duration,
     pub output_limit: u64,
 }
@@ -78,7 +80,7 @@ impl Kube {
     /// # Errors
     /// A sentence: what is wrong with the way to the cluster.
     pub async fn open(options: KubeOptions) -> std::result::Result<(Self, Keeping), String> {
-        let cluster = Cluster::open(options.access).await?;
+        let cluster = Cluster::open(options.access, options.clock).await?;
         let (watch, keep) = Watch::new(cluster.clone());
         let inner = Inner {
             cluster,
@@ -110,7 +112,7 @@ impl Inner {
 
     /// Whether this container still runs.
     async fn still_there(&self, at: &Container) -> Result<bool> {
-        let found = self.cluster.pod(&at.pod).await?;
+        let found = self.cluster.insisting().pod(&at.pod).await?;
         Ok(found.and_then(|pod| places::container(&pod, &at.name)).as_ref() == Some(at))
     }
 
@@ -323,6 +325,10 @@ impl Runtime for Kube {
 
     fn shares_ports(&self) -> bool {
         false
+    }
+
+    fn circuit(&self) -> Option<(String, Snapshot)> {
+        Some(self.inner.cluster.circuit().shown())
     }
 
     fn objects(&self) -> Option<Objects> {

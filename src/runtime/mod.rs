@@ -22,6 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::{
     domain::{
+        breaker::Snapshot,
         command::{EndAsked, Ended, Launch},
         project::ProjectStatus,
     },
@@ -217,6 +218,9 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Free ports for previews are looked for here.
     fn shares_ports(&self) -> bool;
+
+    /// The breaker of a cluster that may be away.
+    fn circuit(&self) -> Option<(String, Snapshot)>;
 
     /// Objects of a cluster; `None` where there is no cluster.
     fn objects(&self) -> Option<Objects>;

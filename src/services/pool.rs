@@ -7,6 +7,7 @@ use crate::{
     forge::Forge,
     metrics::Metrics,
     models::Upstreams,
+    runtime::Place,
     store::{self, processes::Row},
 };
 
@@ -26,6 +27,7 @@ pub struct Parts {
     pub webhooks: Webhooks,
     pub callouts: Callouts,
     pub pipelines: Pipelines,
+    pub runtime: Place,
     pub metrics: Metrics,
 }
 
@@ -61,18 +63,22 @@ impl Pool {
         let worst = |circuits: Vec<(String, Snapshot)>| circuits.iter().map(|(_, one)| number(one)).max().unwrap_or(0);
         let mut states: Vec<_> =
             self.parts.upstreams.circuits().into_iter().map(|(name, snapshot)| (name, number(&snapshot))).collect();
-        let others = self.parts.forge.circuit().into_iter().chain(self.parts.pipelines.circuit());
+        let others = self.own();
         states.extend(others.map(|(name, snapshot)| (name, number(&snapshot))));
         states.push(("webhooks".to_owned(), worst(self.parts.webhooks.circuits())));
         states.push(("http".to_owned(), worst(self.parts.callouts.circuits())));
         self.parts.metrics.circuits(&states);
     }
 
-    /// The breakers of this process: of its upstreams, git host and CI server, and of receivers and servers that have failed lately.
+    fn own(&self) -> impl Iterator<Item = (String, Snapshot)> {
+        let Parts { forge, pipelines, runtime, .. } = &self.parts;
+        [forge.circuit(), pipelines.circuit(), runtime.circuit()].into_iter().flatten()
+    }
+
+    /// The breakers of this process: of its upstreams, git host, CI server and cluster, and of receivers and servers that have failed lately.
     pub fn circuits(&self) -> Vec<(String, Snapshot)> {
         let mut circuits = self.parts.upstreams.circuits();
-        circuits.extend(self.parts.forge.circuit());
-        circuits.extend(self.parts.pipelines.circuit());
+        circuits.extend(self.own());
         circuits.extend(self.parts.webhooks.circuits());
         circuits.extend(self.parts.callouts.circuits());
         circuits

@@ -12,7 +12,9 @@ use kube::{
 
 use super::places::{self, Container};
 use crate::{
+    domain::{breaker::Rules, clock::Clock},
     error::{Error, Kind, Result},
+    outward::{Circuit, PutOff},
     runtime::not_running,
 };
 
@@ -47,6 +49,9 @@ impl Right<'static> {
 pub struct Cluster {
     client: Client,
     namespace: String,
+    circuit: Circuit,
+    /// It calls whatever the circuit says.
+    insists: bool,
 }
 
 impl Cluster {
@@ -54,7 +59,7 @@ impl Cluster {
     ///
     /// # Errors
     /// A sentence: what is wrong with the way to the cluster.
-    pub async fn open(access: Access) -> std::result::Result<Self, String> {
+    pub async fn open(access: Access, clock: Clock) -> std::result::Result<Self, String> {
         let mut config = match access.kubeconfig.split_first() {
             None => kube::Config::incluster()
                 .map_err(|error| format!("RDEV_RUNTIME: the service account of this pod cannot be used: {error}"))?,
@@ -74,7 +79,17 @@ impl Cluster {
         // A call is tried again by whoever knows what it was for.
         config.default_retry = false;
         let client = Client::try_from(config).map_err(|error| format!("KUBECONFIG: {error}"))?;
-        Ok(Self { client, namespace: access.namespace })
+        let circuit = Circuit::new("cluster", Rules::UPSTREAM, clock);
+        Ok(Self { client, namespace: access.namespace, circuit, insists: false })
+    }
+
+    /// For whoever goes on with what already runs: a cluster that is left alone by others is asked all the same.
+    pub fn insisting(&self) -> Self {
+        Self { insists: true, ..self.clone() }
+    }
+
+    pub fn circuit(&self) -> &Circuit {
+        &self.circuit
     }
 
     pub fn pods(&self) -> Api<Pod> {
@@ -139,9 +154,16 @@ impl Cluster {
     /// What the cluster says, in its own words.
     ///
     /// # Errors
-    /// Unavailable where it says nothing.
+    /// Unavailable where it says nothing; `CIRCUIT_OPEN` where it is not asked.
     pub async fn told<T>(&self, call: impl Future<Output = kube::Result<T>>) -> Result<kube::Result<T>> {
-        tokio::time::timeout(ANSWER, call).await.map_err(|_| away("no answer in 5 s"))
+        let turn = if self.insists { None } else { Some(self.circuit.turn().map_err(put_off)?) };
+        let told = tokio::time::timeout(ANSWER, call).await;
+        let is_well = matches!(&told, Ok(answer) if answer.as_ref().err().is_none_or(|error| !is_down(error)));
+        if let Some(turn) = turn {
+            turn.went(is_well);
+        }
+        self.circuit.found(is_well);
+        told.map_err(|_| away("no answer in 5 s"))
     }
 
     /// An answer of the cluster that is none, in our words.
@@ -153,6 +175,20 @@ impl Cluster {
             _ => away(error),
         }
     }
+}
+
+/// The cluster itself, and not a node or a pod of it.
+fn is_down(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::HyperError(_) | kube::Error::Service(_) => true,
+        kube::Error::Api(status) => matches!(status.code, 502..=504),
+        _ => false,
+    }
+}
+
+fn put_off(put_off: PutOff) -> Error {
+    let message = "the cluster keeps failing and is left alone for a while, try again later";
+    Error::new(Kind::Unavailable, "CIRCUIT_OPEN", message).retry_after(put_off.after)
 }
 
 /// Out of reach for now; whether what was asked for was done is not known.

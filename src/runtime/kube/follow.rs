@@ -93,7 +93,7 @@ impl PodFollow {
 
     async fn open(&mut self) -> Result<Line> {
         let text = self.inner.orders.follow(self.key, self.stdout, self.stderr).text();
-        let mut process = self.inner.cluster.exec(&self.at, payload::argv(&text)).await?;
+        let mut process = self.inner.cluster.insisting().exec(&self.at, payload::argv(&text)).await?;
         let (Some(mut stdin), Some(stdout), Some(status)) = (process.stdin(), process.stdout(), process.take_status())
         else {
             return Err(Error::internal("an exec without its streams"));

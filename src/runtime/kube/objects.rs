@@ -188,13 +188,15 @@ impl Objects {
         let patch = Patch::Apply(object);
         match self.cluster.told(self.api(&resource).patch(&name, &params, &patch)).await? {
             Ok(applied) => Ok((resource, applied)),
-            Err(kube::Error::Api(status)) if status.code == 409 => {
+            Err(kube::Error::Api(status)) if status.code == 409 || is_replaced(&status.message) => {
                 let causes = status.details.iter().flat_map(|details| &details.causes);
                 let mut managers: Vec<String> = causes.filter_map(|cause| manager(&cause.message)).collect();
                 managers.sort();
                 managers.dedup();
-                let who = if managers.is_empty() { "another manager".to_owned() } else { managers.join(", ") };
-                let message = format!("{} {name} has fields that are held by {who}", resource.kind);
+                let message = match managers.join(", ") {
+                    nobody if nobody.is_empty() => format!("{} {name} was changed at this very moment", resource.kind),
+                    who => format!("{} {name} has fields that are held by {who}", resource.kind),
+                };
                 Err(Error::conflict(APPLY_CONFLICT, message).detail("managers", managers).reason(status.message))
             }
             Err(error) => Err(self.refused(&error, right, &resource.api_version)),
@@ -237,6 +239,8 @@ impl Objects {
             )
             .cause(&status.message),
             400 | 403 | 409 | 413 | 415 | 422 => refusal(&status.message),
+            // Not the cluster's fault, though older ones say so: a field that it does not know, or a key that is left out.
+            500 if status.message.contains("typed patch object") => refusal(&status.message),
             _ => away(error),
         }
     }
@@ -269,6 +273,11 @@ fn object(resource: &ApiResource, meta: ObjectMeta) -> Option<Object> {
         going: meta.deletion_timestamp.is_some(),
         owned: meta.owner_references.into_iter().flatten().any(|owner| owner.controller == Some(true)),
     })
+}
+
+/// The UID that was named is another object's by now: of one that is there it is a field that cannot change.
+fn is_replaced(message: &str) -> bool {
+    message.contains("metadata.uid: Invalid value")
 }
 
 /// `conflict with "kubectl" using apps/v1`.

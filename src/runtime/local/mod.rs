@@ -43,7 +43,10 @@ use super::{
 };
 use crate::{
     config::SandboxChoice,
-    domain::command::{EndAsked, Launch},
+    domain::{
+        breaker::Snapshot,
+        command::{EndAsked, Launch},
+    },
     error::{Error, Result},
 };
 
@@ -349,6 +352,10 @@ impl Runtime for Local {
 
     fn shares_ports(&self) -> bool {
         true
+    }
+
+    fn circuit(&self) -> Option<(String, Snapshot)> {
+        None
     }
 
     fn objects(&self) -> Option<Objects> {

@@ -1,5 +1,7 @@
 //! Commands in pods: told whole whatever breaks on the way, started once, ended with all they began.
 
+use chrono::TimeDelta;
+use futures::future::join_all;
 use http::Method;
 use serde_json::json;
 
@@ -124,8 +126,40 @@ async fn a_cluster_that_does_not_answer_is_out_of_reach_and_what_was_asked_for_i
     refused.refusal(503, "UPSTREAM_UNAVAILABLE");
     assert!(!refused.header("retry-after").is_empty());
     cluster.hang(false);
+    app.advance(TimeDelta::seconds(31));
     assert_eq!(end_of(&app.admin(), &command).await["exit_code"], 0);
     assert_eq!(std::fs::read_to_string(cluster.workspace("a").join("runs")).unwrap(), "once\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_keeps_failing_is_left_alone_but_what_runs_is_followed() {
+    let (cluster, app) = with_pod().await;
+    let running = start(&app.admin(), "echo begun; until test -e go; do sleep 0.1; done; echo over").await;
+    let mut events = app.listen(running["events_url"].as_str().unwrap()).await;
+    assert_eq!(events.next().await.line(), "begun");
+    cluster.hang(true);
+    let admin = app.admin();
+    let waiting = join_all((0..5).map(|_| start(&admin, "true"))).await;
+    let stands = async || {
+        let circuits = app.nobody().get("/health/circuits").await.data(200);
+        let own = circuits["circuits"].as_array().unwrap().iter().find(|one| one["name"] == "cluster").cloned();
+        own.expect("the cluster's circuit")["state"].clone()
+    };
+    eventually("the circuit opens", async || (stands().await == "open").then_some(())).await;
+    cluster.hang(false);
+    let refused = app.admin().post("/projects/p/sessions", json!({"new_branch": "b"})).await;
+    refused.refusal(503, "CIRCUIT_OPEN");
+    assert!(!refused.header("retry-after").is_empty());
+    cluster.cut();
+    std::fs::write(cluster.workspace("a").join("go"), "").unwrap();
+    assert_eq!(events.next().await.line(), "over");
+    assert_eq!(end_of(&app.admin(), &running).await["exit_code"], 0);
+    assert_eq!(stands().await, "open");
+    app.advance(TimeDelta::seconds(31));
+    for command in &waiting {
+        assert_eq!(end_of(&app.admin(), command).await["exit_code"], 0);
+    }
+    assert_eq!(stands().await, "closed");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -253,6 +253,24 @@ async fn an_answer_that_was_lost_is_no_loss() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_object_that_is_replaced_at_this_very_moment_is_looked_at_again() {
+    let (cluster, stage) = stage().await;
+    let api = stage.admin();
+    cluster.somebodys("configmaps", map("a", json!({"old": "1"})), "somebody");
+    let gate = cluster.hold("PATCH configmaps/a");
+    let id = run(&api, apply(map("a", json!({"k": "1"})))).await;
+    gate.reached().await;
+    cluster.delete("configmaps", "a");
+    cluster.somebodys("configmaps", map("a", json!({"new": "2"})), "somebody");
+    gate.open();
+    let done = reaches(&api, &id, "completed").await;
+    assert_eq!(of(&done, "apply")["retry_count"], 1);
+    assert_eq!(data(&cluster, "a"), json!({"k": "1", "new": "2"}));
+    roll_back(&api, &id).await;
+    assert_eq!(data(&cluster, "a"), json!({"new": "2"}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_took_an_objects_name_is_not_removed() {
     let (cluster, stage) = stage().await;
     let api = stage.admin();
@@ -277,6 +295,18 @@ async fn what_the_cluster_forbids_is_named_and_changes_nothing() {
     let id = run(&api, apply(other)).await;
     let why = failure(&api, &id).await;
     assert!(why.contains("gadgets of example.com/v1"), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_such_object_is_said_in_the_clusters_words_at_once() {
+    let (cluster, stage) = stage().await;
+    let api = stage.admin();
+    let words = "failed to create typed patch object: .spec.ports: element 0 omits key field \"protocol\"";
+    cluster.answer("REHEARSE configmaps/a", 500, words);
+    let id = run(&api, apply(map("a", json!({})))).await;
+    let why = failure(&api, &id).await;
+    assert!(why.contains("omits key field"), "{why}");
+    assert_eq!(of(&show(&api, &id).await, "apply")["retry_count"], 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

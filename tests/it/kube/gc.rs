@@ -4,7 +4,7 @@ use chrono::TimeDelta;
 use serde_json::{Value, json};
 
 use super::{
-    super::support::{Api, FakeCluster, TestApp},
+    super::support::{Api, FakeCluster, TestApp, eventually},
     is, on, with_pod,
 };
 
@@ -38,6 +38,16 @@ async fn report(api: &Api) -> Value {
 
 fn names(list: &Value) -> Vec<&str> {
     list.as_array().expect("a list").iter().map(|one| one["name"].as_str().expect("a name")).collect()
+}
+
+/// Makes a project and opens the gate as soon as there is a record of it: calls of the cluster are not waited for
+/// for long, and a repository takes its time.
+async fn made(app: &TestApp, id: &str, open: impl FnOnce()) {
+    let count = format!("select count(*) from project where id = '{id}'");
+    tokio::join!(app.project(id), async {
+        eventually("a record of the project", async || (app.db().count(&count).await == 1).then_some(())).await;
+        open();
+    });
 }
 
 /// So that all that was seen may go.
@@ -204,10 +214,9 @@ async fn a_project_that_is_made_meanwhile_keeps_its_objects() {
     let gate = cluster.hold("GET secrets");
     let (running, ()) = tokio::join!(run(&api), async {
         gate.reached().await;
-        app.project("b").await;
-        gate.open();
+        made(&app, "b", || gate.open()).await;
     });
-    assert_eq!(names(&running["removed"]), ["a"]);
+    assert_eq!(names(&running["removed"]), ["a"], "{running}");
     // After that, before its turn.
     for name in ["c", "d"] {
         object(&cluster, "configmaps", name, name);
@@ -217,13 +226,12 @@ async fn a_project_that_is_made_meanwhile_keeps_its_objects() {
     let gate = cluster.hold("DELETE configmaps/c");
     let (running, ()) = tokio::join!(run(&api), async {
         gate.reached().await;
-        app.project("d").await;
         // One whose objects are being removed at this moment waits.
         let refused = app.admin().post("/projects", json!({"id": "c"})).await.refusal(409, "PROJECT_BUSY");
         assert!(refused["message"].as_str().unwrap().contains("removed just now"), "{refused}");
-        gate.open();
+        made(&app, "d", || gate.open()).await;
     });
-    assert_eq!((names(&running["removed"]), &running["orphans"]), (vec!["c"], &json!([])));
+    assert_eq!((names(&running["removed"]), &running["orphans"]), (vec!["c"], &json!([])), "{running}");
     assert_eq!(cluster.names(), ["configmaps/b", "configmaps/d"]);
     app.project("c").await;
 }

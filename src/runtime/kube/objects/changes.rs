@@ -4,8 +4,11 @@
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 
-use super::{MANAGER, Object, Objects, resource_of};
-use crate::{error::Result, runtime::kube::cluster::Right};
+use super::{MANAGER, Object, Objects, is_replaced, resource_of};
+use crate::{
+    error::Result,
+    runtime::kube::cluster::{Right, away},
+};
 
 impl Objects {
     /// What would become of the object if it were applied now.
@@ -42,11 +45,9 @@ impl Objects {
         match told {
             Ok(_) => Ok(true),
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
-            Err(kube::Error::Api(status))
-                if matches!(status.code, 409 | 422) && status.message.to_lowercase().contains("uid") =>
-            {
-                Ok(false)
-            }
+            Err(kube::Error::Api(status)) if is_replaced(&status.message) => Ok(false),
+            // Somebody changes it all the time.
+            Err(kube::Error::Api(status)) if status.code == 409 => Err(away(status.message)),
             Err(error) => Err(self.refused(&error, right, &resource.api_version)),
         }
     }

@@ -77,6 +77,11 @@ fn changed_meanwhile(kind: &str, name: &str, given: &Value, before: Option<&Valu
     ["uid", "resourceVersion"].into_iter().find_map(|field| {
         let meant = &given["metadata"][field];
         let is_other = !meant.is_null() && meant != now(field);
+        if is_other && field == "uid" && before.is_some() {
+            let message =
+                format!("{kind} \"{name}\" is invalid: metadata.uid: Invalid value: {meant}: field is immutable");
+            return Some(failure(422, "Invalid", &message));
+        }
         let message = format!(
             "Operation cannot be fulfilled on {kind} \"{name}\": Precondition failed: {} in precondition: {meant}",
             field.to_uppercase()
