@@ -215,6 +215,11 @@ async fn a_merge_that_its_last_maker_has_made_is_told_although_nobody_is_left() 
     move_main(&app, "other.txt", "other").await;
     let id = checkin(&app.admin(), &work, merging()).await;
     let merged = over(&app.admin(), &id).await["merge_sha"].as_str().unwrap().to_owned();
+    // It clears up after its end.
+    eventually("its task is over", async || {
+        (app.db().count(&format!("select count(*) from task where subject = '{id}'")).await == 0).then_some(())
+    })
+    .await;
     let mut events = app.listen("/projects/p/events").await;
     let undecided = format!(
         "update review set merge = 'none', merge_sha = null, completed_at = null, merge_candidate = '{merged}' where id = '{id}'"
