@@ -171,8 +171,15 @@ async fn what_has_no_commit_in_common_is_a_conflict() {
     assert_eq!(head(&app.admin(), "main").await, main);
 }
 
+/// A review's task clears up after the end that is shown.
+async fn settled(app: &TestApp, id: &str) {
+    let own = format!("select count(*) from task where subject = '{id}'");
+    eventually("its task is over", async || (app.db().count(&own).await == 0).then_some(())).await;
+}
+
 /// As if the process had died in the middle of the merge: only what it wrote before is there.
 async fn died_while_merging(app: &TestApp, id: &str, candidate: &str) {
+    settled(app, id).await;
     let undecided = format!(
         "update review set merge = 'none', merge_sha = null, completed_at = null, merge_candidate = '{candidate}' where id = '{id}'"
     );
@@ -215,11 +222,7 @@ async fn a_merge_that_its_last_maker_has_made_is_told_although_nobody_is_left() 
     move_main(&app, "other.txt", "other").await;
     let id = checkin(&app.admin(), &work, merging()).await;
     let merged = over(&app.admin(), &id).await["merge_sha"].as_str().unwrap().to_owned();
-    // It clears up after its end.
-    eventually("its task is over", async || {
-        (app.db().count(&format!("select count(*) from task where subject = '{id}'")).await == 0).then_some(())
-    })
-    .await;
+    settled(&app, &id).await;
     let mut events = app.listen("/projects/p/events").await;
     let undecided = format!(
         "update review set merge = 'none', merge_sha = null, completed_at = null, merge_candidate = '{merged}' where id = '{id}'"
