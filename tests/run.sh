@@ -36,7 +36,8 @@ if test $# = 0; then
     cluster_up "$data/cluster.log"
     cluster_say_skipped
     if test -n "${RDEV_TEST_KUBECONFIG:-}"; then
-        cargo nextest run --locked --no-fail-fast --test it --run-ignored only -E 'test(/^kube::real::/)'
+        # One after the other: the cluster's node is this machine.
+        cargo nextest run --locked --no-fail-fast --test-threads 1 --test it --run-ignored only -E 'test(/^kube::real::/)'
         cluster_down
     fi
     cargo test --locked --doc --quiet

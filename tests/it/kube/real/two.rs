@@ -51,8 +51,8 @@ async fn killed_in_the_middle(starter: bool) {
     let ended = super::super::end_of(&admin, &command).await;
     assert_eq!((&ended["exit_code"], &ended["termination"]), (&json!(7), &json!("exit")));
     // And it takes what comes next.
-    let body = json!({"script": "cat runs", "wait": "30s"});
-    let next = admin.post("/projects/p/shell", body).await.data(201);
+    let next = super::super::start(&admin, "cat runs").await;
+    super::super::end_of(&admin, &next).await;
     assert_eq!(admin.get(next["output_url"].as_str().unwrap()).await.text, "run\n");
     assert_eq!(survivor.terminate().await, Some(0));
 }
